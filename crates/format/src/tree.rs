@@ -1,0 +1,420 @@
+//! Disk trees: finding a chunk, walking a range, comparing two trees, and making a changed tree.
+//!
+//! A tree is canonical for its disk: the least number of levels, no empty nodes. A tree may be **partly absent**: some
+//! nodes are known by id only. Every operation here says which node it lacks, so that the caller can fetch it and ask
+//! again. Equal subtrees have equal ids and are never entered, so comparing costs the difference.
+
+use std::iter::Peekable;
+use std::sync::Arc;
+
+use types::{CHUNK_BYTES, ChunkId, NodeId};
+
+use crate::node::{FAN_OUT, MAX_LEVELS, Node, NodeError};
+
+/// What a disk's size says of its tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    chunks: u64,
+    levels: u8,
+}
+
+impl Shape {
+    /// The shape of the tree of a disk of so many bytes, at most [`types::MAX_DISK_BYTES`].
+    ///
+    /// # Panics
+    /// For a disk that is larger than a tree can hold.
+    #[must_use]
+    pub fn of(size_bytes: u64) -> Self {
+        let chunks = size_bytes.div_ceil(CHUNK_BYTES as u64);
+        let levels = (1..=MAX_LEVELS).find(|levels| chunks <= span(*levels));
+        Self { chunks, levels: levels.expect("a disk is at most 256 TiB") }
+    }
+
+    /// How many chunks the disk has, holes included.
+    #[must_use]
+    pub fn chunks(&self) -> u64 {
+        self.chunks
+    }
+
+    /// How many levels of nodes the tree has, at least one. The root's level is one less.
+    #[must_use]
+    pub fn levels(&self) -> u8 {
+        self.levels
+    }
+
+    /// The place of the root.
+    #[must_use]
+    pub fn root(&self) -> Position {
+        Position { level: self.levels - 1, index: 0 }
+    }
+
+    /// Whether the tree of a disk of this size has a place for such a node.
+    #[must_use]
+    pub fn contains(&self, position: Position) -> bool {
+        position.level < self.levels && position.chunks().start < self.chunks
+    }
+
+    /// Checks that a decoded node may stand at a place: its level, and that no child lies beyond the disk's end.
+    ///
+    /// # Errors
+    /// [`NodeError::OutOfPlace`].
+    pub fn check(&self, position: Position, node: &Node) -> Result<(), NodeError> {
+        let last = position.chunks().start + u64::from(node.last_slot()) * span(position.level);
+        if node.level() == position.level && self.contains(position) && last < self.chunks {
+            Ok(())
+        } else {
+            Err(NodeError::OutOfPlace(node.level()))
+        }
+    }
+}
+
+/// How many chunks a node of so many levels covers.
+const fn span(levels: u8) -> u64 {
+    (FAN_OUT as u64).pow(levels as u32)
+}
+
+/// The place of a node in a tree: its level, and its number among that level's nodes, holes included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// 0 for the nodes whose children are chunks.
+    pub level: u8,
+    /// From 0, left to right.
+    pub index: u64,
+}
+
+impl Position {
+    /// The chunks that this node covers, by index.
+    #[must_use]
+    pub fn chunks(&self) -> std::ops::Range<u64> {
+        let each = span(self.level + 1);
+        self.index.saturating_mul(each)..(self.index.saturating_add(1)).saturating_mul(each)
+    }
+
+    fn child(&self, slot: u8) -> Self {
+        Self { level: self.level - 1, index: self.index * FAN_OUT as u64 + u64::from(slot) }
+    }
+
+    /// The slot in this node that leads to a chunk.
+    fn slot(&self, chunk: u64) -> u8 {
+        ((chunk / span(self.level)) % FAN_OUT as u64) as u8
+    }
+}
+
+/// A node that is known by id but is not here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("tree node {id} is not here")]
+pub struct AbsentNode {
+    /// Where it stands.
+    pub position: Position,
+    /// Its id.
+    pub id: NodeId,
+}
+
+/// A tree operation could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError<E> {
+    /// A node is not here: fetch it and ask again.
+    #[error(transparent)]
+    Absent(#[from] AbsentNode),
+    /// A node is not one, or does not belong where it stands.
+    #[error("damaged disk tree")]
+    Invalid(#[from] NodeError),
+    /// The reader failed.
+    #[error("could not read a tree node")]
+    Read(#[source] E),
+}
+
+/// Gives nodes by id, already checked against it.
+pub trait ReadNode {
+    /// Why reading failed.
+    type Error;
+
+    /// Reads a node; `None` where it is not here.
+    ///
+    /// # Errors
+    /// Whatever the implementation says.
+    fn read_node(&self, id: &NodeId) -> Result<Option<Arc<Node>>, Self::Error>;
+}
+
+fn read<R: ReadNode + ?Sized>(
+    reader: &R,
+    shape: Shape,
+    position: Position,
+    id: NodeId,
+) -> Result<Arc<Node>, TreeError<R::Error>> {
+    let node = reader.read_node(&id).map_err(TreeError::Read)?.ok_or(AbsentNode { position, id })?;
+    shape.check(position, &node)?;
+    Ok(node)
+}
+
+/// Finds the chunk at an index; `None` is a hole, also beyond the disk's end.
+///
+/// # Errors
+/// See [`TreeError`]; the absent node is the one to fetch next on the way to this chunk.
+pub fn lookup<R: ReadNode + ?Sized>(
+    reader: &R,
+    shape: Shape,
+    root: Option<NodeId>,
+    chunk: u64,
+) -> Result<Option<ChunkId>, TreeError<R::Error>> {
+    let Some(mut id) = root.filter(|_| chunk < shape.chunks) else { return Ok(None) };
+    let mut position = shape.root();
+    loop {
+        let node = read(reader, shape, position, id)?;
+        let slot = position.slot(chunk);
+        let Some(hash) = node.child(slot) else { return Ok(None) };
+        if position.level == 0 {
+            return Ok(Some(ChunkId(*hash)));
+        }
+        (position, id) = (position.child(slot), NodeId(*hash));
+    }
+}
+
+/// What a walk meets, left to right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// A chunk.
+    Chunk {
+        /// Its index in the disk.
+        index: u64,
+        /// Its id.
+        id: ChunkId,
+    },
+    /// A node that is here, before what is under it.
+    Node {
+        /// Where it stands.
+        position: Position,
+        /// Its id.
+        id: NodeId,
+    },
+    /// A node that is not here; what is under it is skipped.
+    Absent(AbsentNode),
+}
+
+/// Walks the chunks and nodes that cover a range of chunk indexes, holes left out, left to right.
+pub fn walk<R: ReadNode + ?Sized>(
+    reader: &R,
+    shape: Shape,
+    root: Option<NodeId>,
+    chunks: std::ops::Range<u64>,
+) -> Walk<'_, R> {
+    let stack = root.map(|id| (shape.root(), id.0)).into_iter().collect();
+    Walk { reader, shape, chunks, stack }
+}
+
+/// The iterator of [`walk`]. Holds at most a node's children per level.
+#[derive(Debug)]
+pub struct Walk<'r, R: ?Sized> {
+    reader: &'r R,
+    shape: Shape,
+    chunks: std::ops::Range<u64>,
+    /// What is still to be entered, the leftmost last. A chunk stands as level `CHUNK_LEVEL`.
+    stack: Vec<(Position, [u8; 32])>,
+}
+
+const CHUNK_LEVEL: u8 = u8::MAX;
+
+impl<R: ReadNode + ?Sized> Iterator for Walk<'_, R> {
+    type Item = Result<Found, TreeError<R::Error>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (position, hash) = self.stack.pop()?;
+        if position.level == CHUNK_LEVEL {
+            return Some(Ok(Found::Chunk { index: position.index, id: ChunkId(hash) }));
+        }
+        let id = NodeId(hash);
+        let node = match read(self.reader, self.shape, position, id) {
+            Ok(node) => node,
+            Err(TreeError::Absent(absent)) => return Some(Ok(Found::Absent(absent))),
+            Err(error) => return Some(Err(error)),
+        };
+        let first = self.stack.len();
+        for (slot, hash) in node.children() {
+            let (place, covers) = if position.level == 0 {
+                let index = position.index * FAN_OUT as u64 + u64::from(slot);
+                (Position { level: CHUNK_LEVEL, index }, index..index + 1)
+            } else {
+                let child = position.child(slot);
+                (child, child.chunks())
+            };
+            if covers.start < self.chunks.end && self.chunks.start < covers.end {
+                self.stack.push((place, *hash));
+            }
+        }
+        self.stack[first..].reverse();
+        Some(Ok(Found::Node { position, id }))
+    }
+}
+
+/// A place where two disks differ.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The chunk's index.
+    pub index: u64,
+    /// The left disk's chunk; `None` is a hole.
+    pub left: Option<ChunkId>,
+    /// The right disk's chunk.
+    pub right: Option<ChunkId>,
+}
+
+/// Compares two disks, which may differ in size, and calls `visit` with every chunk that differs, left to right.
+///
+/// Reads only nodes on which the disks differ.
+///
+/// # Errors
+/// See [`TreeError`]; `visit` has then been called for what is left of the absent node.
+pub fn diff<R: ReadNode + ?Sized>(
+    reader: &R,
+    left: (Shape, Option<NodeId>),
+    right: (Shape, Option<NodeId>),
+    visit: &mut dyn FnMut(Difference),
+) -> Result<(), TreeError<R::Error>> {
+    let level = left.0.levels.max(right.0.levels) - 1;
+    let sides = [Side::top(left, level), Side::top(right, level)];
+    compare(reader, sides, Position { level, index: 0 }, visit)
+}
+
+/// One side of a comparison at some place: a node of its tree, a root that stands lower than this place, or nothing.
+#[derive(Clone, Copy)]
+struct Side {
+    shape: Shape,
+    id: Option<NodeId>,
+    /// How many levels the root lies below this place: the two trees may differ in height.
+    lift: u8,
+}
+
+impl Side {
+    fn top((shape, id): (Shape, Option<NodeId>), level: u8) -> Self {
+        Self { shape, id, lift: level + 1 - shape.levels }
+    }
+
+    fn open<R: ReadNode + ?Sized>(&self, reader: &R, place: Position) -> Result<Children, TreeError<R::Error>> {
+        Ok(match self.id {
+            None => Children::None,
+            Some(id) if self.lift > 0 => Children::Lifted(id),
+            Some(id) => Children::Node(read(reader, self.shape, place, id)?),
+        })
+    }
+}
+
+enum Children {
+    None,
+    Lifted(NodeId),
+    Node(Arc<Node>),
+}
+
+impl Children {
+    fn get(&self, slot: u8) -> Option<[u8; 32]> {
+        match self {
+            Self::None => None,
+            Self::Lifted(id) => (slot == 0).then_some(id.0),
+            Self::Node(node) => node.child(slot).copied(),
+        }
+    }
+}
+
+fn compare<R: ReadNode + ?Sized>(
+    reader: &R,
+    sides: [Side; 2],
+    place: Position,
+    visit: &mut dyn FnMut(Difference),
+) -> Result<(), TreeError<R::Error>> {
+    if sides[0].id == sides[1].id && sides[0].lift == sides[1].lift {
+        return Ok(());
+    }
+    let opened = [sides[0].open(reader, place)?, sides[1].open(reader, place)?];
+    for slot in 0..=u8::MAX {
+        let hashes = [opened[0].get(slot), opened[1].get(slot)];
+        if place.level == 0 {
+            if hashes[0] != hashes[1] {
+                let index = place.index * FAN_OUT as u64 + u64::from(slot);
+                visit(Difference { index, left: hashes[0].map(ChunkId), right: hashes[1].map(ChunkId) });
+            }
+        } else if hashes[0].is_some() || hashes[1].is_some() {
+            let below = |side: usize| Side {
+                id: hashes[side].map(NodeId),
+                lift: sides[side].lift.saturating_sub(1),
+                ..sides[side]
+            };
+            compare(reader, [below(0), below(1)], place.child(slot), visit)?;
+        }
+    }
+    Ok(())
+}
+
+/// A chunk to set in a tree, or to make a hole.
+pub type Change = (u64, Option<ChunkId>);
+
+/// Makes the tree of a disk that differs from an old one in some chunks, and returns its root.
+///
+/// `changes` ascend strictly by index. Every new node is given to `emit`, children before parents; those that stayed
+/// are named by id and never read unless a change lies under them. The disk may have grown, not shrunk.
+///
+/// # Errors
+/// See [`TreeError`]. What was emitted before an error is harmless: the same nodes are emitted again later.
+///
+/// # Panics
+/// When changes repeat, descend, or lie beyond the disk's end, or the disk shrinks: errors of the caller.
+pub fn update<R, I>(
+    reader: &R,
+    old: (Shape, Option<NodeId>),
+    new: Shape,
+    changes: I,
+    emit: &mut dyn FnMut(NodeId, Vec<u8>) -> Result<(), R::Error>,
+) -> Result<Option<NodeId>, TreeError<R::Error>>
+where
+    R: ReadNode + ?Sized,
+    I: IntoIterator<Item = Change>,
+{
+    assert!(old.0.chunks <= new.chunks, "disks do not shrink");
+    let mut changes = changes.into_iter().peekable();
+    let top = new.root();
+    let root = Update { reader, emit }.node(Side::top(old, top.level), top, &mut changes)?;
+    assert!(changes.next().is_none(), "changes ascend and lie within the disk");
+    Ok(root)
+}
+
+struct Update<'a, R: ReadNode + ?Sized> {
+    reader: &'a R,
+    emit: &'a mut dyn FnMut(NodeId, Vec<u8>) -> Result<(), R::Error>,
+}
+
+impl<R: ReadNode + ?Sized> Update<'_, R> {
+    fn node<I: Iterator<Item = Change>>(
+        &mut self,
+        old: Side,
+        place: Position,
+        changes: &mut Peekable<I>,
+    ) -> Result<Option<NodeId>, TreeError<R::Error>> {
+        let covers = place.chunks();
+        if old.lift == 0 && !changes.peek().is_some_and(|(index, _)| covers.contains(index)) {
+            return Ok(old.id);
+        }
+        let opened = old.open(self.reader, place)?;
+        let mut children = Vec::with_capacity(FAN_OUT);
+        for slot in 0..=u8::MAX {
+            let before = opened.get(slot);
+            let after = if place.level == 0 {
+                let index = covers.start + u64::from(slot);
+                changes.next_if(|change| change.0 == index).map_or(before, |(_, id)| id.map(|id| id.0))
+            } else {
+                let below = Side { id: before.map(NodeId), lift: old.lift.saturating_sub(1), ..old };
+                let child = place.child(slot);
+                let touched = changes.peek().is_some_and(|(index, _)| child.chunks().contains(index));
+                // Below a lifted root only the first child has anything, and it may have to be lifted further.
+                if touched || (below.lift > 0 && below.id.is_some()) {
+                    self.node(below, child, changes)?.map(|id| id.0)
+                } else {
+                    before
+                }
+            };
+            children.extend(after.map(|hash| (slot, hash)));
+        }
+        let Some(node) = Node::new(place.level, &children) else { return Ok(None) };
+        let (id, bytes) = node.identify();
+        if old.lift > 0 || old.id != Some(id) {
+            (self.emit)(id, bytes).map_err(TreeError::Read)?;
+        }
+        Ok(Some(id))
+    }
+}

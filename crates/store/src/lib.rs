@@ -1,0 +1,160 @@
+//! Where a node keeps chunks: a trait, what implements it, and how missing chunks are asked for.
+//!
+//! Invariants: bytes from disk are believed only after their hash was checked; what [`ChunkStore::commit`] has covered
+//! survives the loss of power; a chunk counts as present only for the trust domains that it was obtained in, though
+//! all domains share one copy on disk. The store knows nothing of volumes, buckets or peers.
+
+pub mod key;
+pub mod source;
+
+use std::fmt::Debug;
+
+use bytes::Bytes;
+use format::Stored;
+
+pub use key::{Domain, Domains, Key, Kind};
+pub use source::{ChunkSource, FetchError, NoSource, Origin, Part, Urgency, Wanted};
+
+/// A store failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// An operation on a file failed.
+    #[error("could not {operation} {path}")]
+    Io {
+        /// What was tried, as a verb.
+        operation: &'static str,
+        /// The file or directory.
+        path: std::path::PathBuf,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no room left; nothing that was acknowledged is lost.
+    #[error("no space left in {path}")]
+    Full {
+        /// The store's directory.
+        path: std::path::PathBuf,
+    },
+    /// Bytes were given that do not have the hash they are named by.
+    #[error("bytes do not have the id {0}")]
+    WrongHash(Key),
+    /// What was stored is damaged: it does not have its hash or checksum any more.
+    #[error("{what} is damaged in {path}")]
+    Damaged {
+        /// What it is.
+        what: String,
+        /// The file it lies in.
+        path: std::path::PathBuf,
+    },
+    /// Another process has the store open.
+    #[error("the store {path} is in use by another process")]
+    InUse {
+        /// The store's directory.
+        path: std::path::PathBuf,
+    },
+    /// The store was written by a later version of brant.
+    #[error("the store {path} needs a newer brant: {what}")]
+    Newer {
+        /// The store's directory.
+        path: std::path::PathBuf,
+        /// Which version or feature is not understood.
+        what: String,
+    },
+    /// The index failed; it can be rebuilt from the packs.
+    #[error("the chunk index failed")]
+    Index(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+/// What a put did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Put {
+    /// Whether the bytes were not there yet, in any domain.
+    pub new: bool,
+    /// The length as stored, in bytes; of the copy that was there already where `new` is false.
+    pub stored_bytes: u32,
+}
+
+/// What a store holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStatistics {
+    /// Chunks, nodes and manifests.
+    pub objects: u64,
+    /// Their length when plain, in bytes.
+    pub plain_bytes: u64,
+    /// Their length as stored, in bytes.
+    pub stored_bytes: u64,
+    /// What the store allocates on its medium, in bytes.
+    pub allocated_bytes: u64,
+}
+
+/// A store of chunks, tree nodes and manifests, named by their hashes, and of the roots that refer to them.
+///
+/// Any number of threads may read and write at once. A put is visible to every reader as soon as it returns, and
+/// durable once a later [`commit`](ChunkStore::commit) has returned.
+pub trait ChunkStore: Send + Sync + Debug {
+    /// Whether an object is present in one of the domains.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    fn contains(&self, key: &Key, domains: &Domains) -> Result<bool, StoreError>;
+
+    /// Reads an object's plain bytes, checked against its hash; `None` where it is not present in these domains.
+    ///
+    /// # Errors
+    /// When it cannot be read, or is damaged.
+    fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError>;
+
+    /// Reads an object as it is stored, for sending, checked against its hash.
+    ///
+    /// # Errors
+    /// As [`get`](ChunkStore::get).
+    fn get_stored(&self, key: &Key, domains: &Domains) -> Result<Option<Stored>, StoreError>;
+
+    /// Stores plain bytes in a domain. The caller has computed the key from them.
+    ///
+    /// # Errors
+    /// When they cannot be written; [`StoreError::Full`] where there is no room.
+    fn put(&self, key: &Key, domain: Domain, plain: &[u8]) -> Result<Put, StoreError>;
+
+    /// Stores bytes that came from elsewhere, after checking them against the key.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongHash`] for other bytes than the key names; else as [`put`](ChunkStore::put).
+    fn put_stored(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<Put, StoreError>;
+
+    /// Makes every put that has returned durable.
+    ///
+    /// # Errors
+    /// When the medium reports a failure; what is not durable then counts as never put.
+    fn commit(&self) -> Result<(), StoreError>;
+
+    /// Counts what is held.
+    ///
+    /// # Errors
+    /// When it cannot be counted.
+    fn statistics(&self) -> Result<StoreStatistics, StoreError>;
+
+    /// The durable records that say what must be kept.
+    fn roots(&self) -> &dyn Roots;
+}
+
+/// A change to one root: the name, and the new value or `None` to remove it.
+pub type RootChange = (String, Option<Vec<u8>>);
+
+/// Small durable records by name: volumes, layers, snapshots, running imports. What they refer to is kept.
+///
+/// Names are paths such as `volume/3f…`; values are at most 1 MiB.
+pub trait Roots: Send + Sync + Debug {
+    /// Reads a record.
+    fn get(&self, name: &str) -> Option<Vec<u8>>;
+
+    /// All records whose names begin with a prefix, by name.
+    fn list(&self, prefix: &str) -> Vec<(String, Vec<u8>)>;
+
+    /// Changes records, all or none, durably before it returns. Commits the store's objects first.
+    ///
+    /// # Errors
+    /// When they cannot be written; then none has changed.
+    fn apply(&self, changes: Vec<RootChange>) -> Result<(), StoreError>;
+}

@@ -1,0 +1,178 @@
+//! Snapshots: taking, importing, cloning and materializing them.
+
+use serde::{Deserialize, Serialize};
+use types::{Name, SnapshotId};
+use utoipa::ToSchema;
+
+use super::volume::Missing;
+
+/// Asks for a snapshot of volumes at one moment.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct TakeSnapshotRequest {
+    /// The volumes.
+    #[schema(value_type = Vec<String>)]
+    pub volumes: Vec<Name>,
+    /// Where the version goes: `BUCKET/OBJECT`.
+    pub path: String,
+    /// A note.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// The state of a snapshot here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SnapshotState {
+    /// Usable here, not yet published: its content id is being computed.
+    Sealing,
+    /// It has its content id and is in the bucket's log.
+    Sealed,
+    /// Withdrawn.
+    Retired,
+}
+
+/// A snapshot, as in a list: a version of an object in a bucket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Snapshot {
+    /// The bucket.
+    #[schema(value_type = String)]
+    pub bucket: Name,
+    /// The object.
+    #[schema(value_type = String)]
+    pub object: Name,
+    /// The version, from 1.
+    pub version: u64,
+    /// The snapshot's id, once it is sealed.
+    #[schema(value_type = Option<String>)]
+    pub id: Option<SnapshotId>,
+    /// Its state here.
+    pub state: SnapshotState,
+    /// The sum of its disks' sizes, in bytes.
+    pub size_bytes: u64,
+    /// When it was taken.
+    pub taken_ms: u64,
+    /// A note.
+    pub message: String,
+}
+
+/// A disk of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DiskDetail {
+    /// Its name.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// The root of its tree; none while it is being sealed, or where the whole disk is a hole.
+    pub root: Option<String>,
+    /// What is not here yet.
+    pub missing: Missing,
+}
+
+/// A snapshot, in detail.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SnapshotDetail {
+    /// What a list shows.
+    #[serde(flatten)]
+    pub snapshot: Snapshot,
+    /// The snapshot that it was derived from.
+    #[schema(value_type = Option<String>)]
+    pub base: Option<SnapshotId>,
+    /// Its disks.
+    pub disks: Vec<DiskDetail>,
+}
+
+/// The format of a foreign image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageFormat {
+    /// The plain bytes of the disk.
+    Raw,
+    /// QEMU's.
+    Qcow2,
+    /// VMware's.
+    Vmdk,
+    /// Hyper-V's.
+    Vhdx,
+    /// VirtualBox's.
+    Vdi,
+}
+
+/// Where a foreign disk is read from.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum SourceSpec {
+    /// A file or device that the caller has opened and passed over the descriptor socket, which gave this ticket.
+    Descriptor {
+        /// The ticket.
+        ticket: String,
+        /// The file's name, for messages.
+        name: String,
+    },
+    /// An NBD export.
+    Nbd {
+        /// Its URI.
+        uri: String,
+    },
+}
+
+/// Asks to read a foreign disk into a bucket.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ImportRequest {
+    /// Where from.
+    pub source: SourceSpec,
+    /// Its format; found out where it is not given.
+    #[serde(default)]
+    pub format: Option<ImageFormat>,
+    /// Where the version goes: `BUCKET/OBJECT`.
+    pub path: String,
+    /// A note.
+    #[serde(default)]
+    pub message: String,
+}
+
+/// Where a snapshot is written out to.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum TargetSpec {
+    /// A new file or a device that the caller has opened for reading and writing and passed over the descriptor socket.
+    Descriptor {
+        /// The ticket.
+        ticket: String,
+        /// The file's name, for messages.
+        name: String,
+    },
+    /// An NBD export.
+    Nbd {
+        /// Its URI.
+        uri: String,
+    },
+}
+
+/// Asks to write a snapshot or volume out to foreign storage.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct MaterializeRequest {
+    /// A volume's name, `BUCKET/OBJECT[@VERSION]`, or a snapshot id.
+    pub snapshot: String,
+    /// The disk of a snapshot that has several.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// Where to.
+    pub target: TargetSpec,
+    /// The format to write; raw where it is not given.
+    #[serde(default)]
+    pub format: Option<ImageFormat>,
+}
+
+/// Asks for a volume that begins as a snapshot.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct CloneRequest {
+    /// `BUCKET/OBJECT[@VERSION]` or a snapshot id.
+    pub snapshot: String,
+    /// The disk of a snapshot that has several.
+    #[serde(default)]
+    pub disk: Option<String>,
+    /// The new volume's name.
+    #[schema(value_type = String)]
+    pub volume: Name,
+}

@@ -1,0 +1,61 @@
+//! The node as a whole.
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::bucket::Login;
+
+/// The node as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct NodeStatus {
+    /// brant's version.
+    pub version: String,
+    /// The node's id among peers.
+    pub endpoint: String,
+    /// Where peers reach it.
+    pub addresses: Vec<String>,
+    /// Its directory.
+    pub directory: String,
+    /// The Indexers it has accounts at.
+    pub logins: Vec<Login>,
+    /// How many volumes it has.
+    pub volumes: u64,
+    /// How many buckets it has.
+    pub buckets: u64,
+    /// How many tasks run.
+    pub running_tasks: u64,
+    /// Its store.
+    pub store: StoreStatus,
+    /// What it exchanged with peers since it started.
+    pub swarm: SwarmStatus,
+    /// Resident memory of the process, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// What a store holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StoreStatus {
+    /// Where it is.
+    pub directory: String,
+    /// Chunks, tree nodes and manifests.
+    pub objects: u64,
+    /// Their plain length, in bytes.
+    pub plain_bytes: u64,
+    /// Their length as stored, in bytes.
+    pub stored_bytes: u64,
+    /// What it takes on disk, in bytes.
+    pub allocated_bytes: u64,
+}
+
+/// What was exchanged with peers since the node started.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SwarmStatus {
+    /// Bytes of chunks, nodes and manifests sent, as sent.
+    pub sent_bytes: u64,
+    /// Bytes of chunks, nodes and manifests received, as sent.
+    pub received_bytes: u64,
+    /// Peers connected now.
+    pub peers: u64,
+    /// Chunks received that were not what was asked for.
+    pub bad_chunks: u64,
+}

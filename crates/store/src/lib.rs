@@ -5,6 +5,9 @@
 //! all domains share one copy on disk. The store knows nothing of volumes, buckets or peers.
 
 pub mod key;
+pub mod memory;
+pub mod nodes;
+pub mod roots;
 pub mod source;
 
 use std::fmt::Debug;
@@ -13,6 +16,8 @@ use bytes::Bytes;
 use format::Stored;
 
 pub use key::{Domain, Domains, Key, Kind};
+pub use memory::MemoryStore;
+pub use nodes::{NodeCache, Nodes};
 pub use source::{ChunkSource, FetchError, NoSource, Origin, Part, Urgency, Wanted};
 
 /// A store failed.
@@ -60,6 +65,21 @@ pub enum StoreError {
         path: std::path::PathBuf,
         /// Which version or feature is not understood.
         what: String,
+    },
+    /// A tree node has its hash but is not a tree node: whoever made the tree lied.
+    #[error("tree node {id} is malformed")]
+    Malformed {
+        /// Which one.
+        id: types::NodeId,
+        /// What is wrong with it.
+        #[source]
+        source: format::NodeError,
+    },
+    /// A root's name is empty or longer than 512 bytes, or its value longer than 1 MiB.
+    #[error("the root {name:?} has too long a name or value")]
+    RootTooLong {
+        /// The beginning of its name.
+        name: String,
     },
     /// The index failed; it can be rebuilt from the packs.
     #[error("the chunk index failed")]
@@ -157,4 +177,12 @@ pub trait Roots: Send + Sync + Debug {
     /// # Errors
     /// When they cannot be written; then none has changed.
     fn apply(&self, changes: Vec<RootChange>) -> Result<(), StoreError>;
+}
+
+/// Makes bytes from elsewhere plain; `None` where they are not what the key names.
+fn checked_plain(key: &Key, stored: &Stored) -> Option<Bytes> {
+    if stored.plain_bytes as usize > key.kind.max_plain_bytes() {
+        return None;
+    }
+    stored.to_plain().ok().filter(|plain| key.matches(plain))
 }

@@ -1,0 +1,159 @@
+//! A store in memory: for tests, and as the proof that the trait does not lean on files.
+//!
+//! It keeps every promise of [`ChunkStore`] but durability, which memory cannot give. Nothing is ever evicted.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use bytes::Bytes;
+use format::Stored;
+
+use crate::roots::{check_changes, list_prefix};
+use crate::{ChunkStore, Domain, Domains, Key, Put, RootChange, Roots, StoreError, StoreStatistics, checked_plain};
+
+/// Keeps objects and roots in memory.
+#[derive(Default)]
+pub struct MemoryStore {
+    objects: RwLock<Objects>,
+    roots: MemoryRoots,
+}
+
+#[derive(Default)]
+struct Objects {
+    by_key: HashMap<Key, Object>,
+    statistics: StoreStatistics,
+}
+
+struct Object {
+    plain: Bytes,
+    domains: Vec<Domain>,
+}
+
+impl MemoryStore {
+    /// Makes an empty store.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Objects> {
+        self.objects.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Objects> {
+        self.objects.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn insert(&self, key: &Key, domain: Domain, plain: &Bytes) -> Put {
+        let mut objects = self.write();
+        let Objects { by_key, statistics } = &mut *objects;
+        let stored_bytes = u32::try_from(plain.len()).expect("an object is at most 1 MiB");
+        let mut new = false;
+        let object = by_key.entry(*key).or_insert_with(|| {
+            new = true;
+            Object { plain: plain.clone(), domains: Vec::new() }
+        });
+        if !object.domains.contains(&domain) {
+            object.domains.push(domain);
+        }
+        if new {
+            statistics.objects += 1;
+            statistics.plain_bytes += u64::from(stored_bytes);
+            statistics.stored_bytes += u64::from(stored_bytes);
+            statistics.allocated_bytes += u64::from(stored_bytes);
+        }
+        Put { new, stored_bytes }
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").field("statistics", &self.read().statistics).finish_non_exhaustive()
+    }
+}
+
+impl ChunkStore for MemoryStore {
+    fn contains(&self, key: &Key, domains: &Domains) -> Result<bool, StoreError> {
+        let objects = self.read();
+        Ok(objects.by_key.get(key).is_some_and(|object| object.domains.iter().any(|one| domains.contains(*one))))
+    }
+
+    fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError> {
+        let objects = self.read();
+        let object = objects.by_key.get(key).filter(|object| object.domains.iter().any(|one| domains.contains(*one)));
+        Ok(object.map(|object| object.plain.clone()))
+    }
+
+    fn get_stored(&self, key: &Key, domains: &Domains) -> Result<Option<Stored>, StoreError> {
+        Ok(self.get(key, domains)?.map(Stored::plain))
+    }
+
+    fn put(&self, key: &Key, domain: Domain, plain: &[u8]) -> Result<Put, StoreError> {
+        self.put_stored(key, domain, &Stored::plain(Bytes::copy_from_slice(plain)))
+    }
+
+    fn put_stored(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<Put, StoreError> {
+        let plain = checked_plain(key, stored).ok_or(StoreError::WrongHash(*key))?;
+        Ok(self.insert(key, domain, &plain))
+    }
+
+    fn commit(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn statistics(&self) -> Result<StoreStatistics, StoreError> {
+        Ok(self.read().statistics)
+    }
+
+    fn roots(&self) -> &dyn Roots {
+        &self.roots
+    }
+}
+
+/// Root records in memory.
+#[derive(Default)]
+struct MemoryRoots {
+    records: RwLock<BTreeMap<String, Vec<u8>>>,
+}
+
+impl fmt::Debug for MemoryRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryRoots").finish_non_exhaustive()
+    }
+}
+
+impl Roots for MemoryRoots {
+    fn get(&self, name: &str) -> Option<Vec<u8>> {
+        self.records.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()
+    }
+
+    fn list(&self, prefix: &str) -> Vec<(String, Vec<u8>)> {
+        list_prefix(&self.records.read().unwrap_or_else(PoisonError::into_inner), prefix)
+    }
+
+    fn apply(&self, changes: Vec<RootChange>) -> Result<(), StoreError> {
+        check_changes(&changes)?;
+        let mut records = self.records.write().unwrap_or_else(PoisonError::into_inner);
+        for (name, value) in changes {
+            match value {
+                Some(value) => drop(records.insert(name, value)),
+                None => drop(records.remove(&name)),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_must_have_the_hash_they_are_named_by() {
+        let store = MemoryStore::new();
+        let key = Key::from(format::chunk_id(b"one"));
+        assert!(matches!(store.put(&key, Domain::OWN, b"two"), Err(StoreError::WrongHash(_))));
+        assert!(!store.contains(&key, &Domain::OWN.into()).unwrap());
+    }
+}

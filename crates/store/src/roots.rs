@@ -1,0 +1,35 @@
+//! Roots: what is common to their implementations.
+//!
+//! Invariant: changes are checked before anything is written, so that a refused change leaves no trace.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+
+use crate::{RootChange, StoreError};
+
+/// The longest name of a root, in bytes.
+pub const MAX_ROOT_NAME_BYTES: usize = 512;
+
+/// The longest value of a root, in bytes.
+pub const MAX_ROOT_VALUE_BYTES: usize = 1 << 20;
+
+/// Refuses names and values beyond the limits.
+pub(crate) fn check_changes(changes: &[RootChange]) -> Result<(), StoreError> {
+    let fits = |(name, value): &RootChange| {
+        (1..=MAX_ROOT_NAME_BYTES).contains(&name.len())
+            && value.as_ref().is_none_or(|value| value.len() <= MAX_ROOT_VALUE_BYTES)
+    };
+    match changes.iter().find(|change| !fits(change)) {
+        None => Ok(()),
+        Some((name, _)) => Err(StoreError::RootTooLong { name: name.chars().take(80).collect() }),
+    }
+}
+
+/// The records whose names begin with a prefix.
+pub(crate) fn list_prefix(records: &BTreeMap<String, Vec<u8>>, prefix: &str) -> Vec<(String, Vec<u8>)> {
+    records
+        .range::<str, _>((Bound::Included(prefix), Bound::Unbounded))
+        .take_while(|(name, _)| name.starts_with(prefix))
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect()
+}

@@ -4,6 +4,7 @@
 //! the rules of who may write what are checked by the `bucket` crate.
 
 use minicbor::{Decode, Encode};
+pub use types::PublicKey;
 use types::{BucketId, EndpointId, EntryHash, Name, SnapshotId};
 
 use crate::canonical::{CanonicalError, from_canonical, to_canonical};
@@ -17,11 +18,6 @@ pub const MAX_ENTRY_BYTES: usize = 64 << 10;
 
 /// What precedes an entry's bytes when they are signed, so that a signature for one purpose serves no other.
 pub const SIGNATURE_CONTEXT: &[u8] = b"brant 2026-11 log entry v1\0";
-
-/// A public key that may write a bucket's log, or that an Indexer signs with (Ed25519, RFC 8032).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
-#[cbor(transparent)]
-pub struct PublicKey(#[cbor(n(0), with = "minicbor::bytes")] pub [u8; 32]);
 
 /// One step in a bucket's history.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

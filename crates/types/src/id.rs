@@ -111,6 +111,9 @@ id!(
     /// Names a node of the network: the Ed25519 public key of its transport endpoint.
     EndpointId, 32);
 id!(
+    /// A public key that may write a bucket's log, or that an Indexer signs with (Ed25519, RFC 8032).
+    PublicKey, 32);
+id!(
     /// Names a volume on its node: random.
     VolumeId, 16);
 id!(

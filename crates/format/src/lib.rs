@@ -8,6 +8,7 @@ pub mod canonical;
 pub mod codec;
 pub mod entry;
 pub mod hash;
+pub mod journal;
 pub mod manifest;
 pub mod node;
 pub mod tree;

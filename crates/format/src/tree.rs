@@ -4,7 +4,7 @@
 //! nodes are known by id only. Every operation here says which node it lacks, so that the caller can fetch it and ask
 //! again. Equal subtrees have equal ids and are never entered, so comparing costs the difference.
 
-use std::iter::Peekable;
+use std::ops::Range;
 use std::sync::Arc;
 
 use types::{CHUNK_BYTES, ChunkId, NodeId};
@@ -85,7 +85,7 @@ pub struct Position {
 impl Position {
     /// The chunks that this node covers, by index.
     #[must_use]
-    pub fn chunks(&self) -> std::ops::Range<u64> {
+    pub fn chunks(&self) -> Range<u64> {
         let each = span(self.level + 1);
         self.index.saturating_mul(each)..(self.index.saturating_add(1)).saturating_mul(each)
     }
@@ -192,12 +192,7 @@ pub enum Found {
 }
 
 /// Walks the chunks and nodes that cover a range of chunk indexes, holes left out, left to right.
-pub fn walk<R: ReadNode + ?Sized>(
-    reader: &R,
-    shape: Shape,
-    root: Option<NodeId>,
-    chunks: std::ops::Range<u64>,
-) -> Walk<'_, R> {
+pub fn walk<R: ReadNode + ?Sized>(reader: &R, shape: Shape, root: Option<NodeId>, chunks: Range<u64>) -> Walk<'_, R> {
     let stack = root.map(|id| (shape.root(), id.0)).into_iter().collect();
     Walk { reader, shape, chunks, stack }
 }
@@ -207,7 +202,7 @@ pub fn walk<R: ReadNode + ?Sized>(
 pub struct Walk<'r, R: ?Sized> {
     reader: &'r R,
     shape: Shape,
-    chunks: std::ops::Range<u64>,
+    chunks: Range<u64>,
     /// What is still to be entered, the leftmost last. A chunk stands as level `CHUNK_LEVEL`.
     stack: Vec<(Position, [u8; 32])>,
 }
@@ -345,16 +340,33 @@ fn compare<R: ReadNode + ?Sized>(
 /// A chunk to set in a tree, or to make a hole.
 pub type Change = (u64, Option<ChunkId>);
 
+/// A change to a tree, of one chunk or of a whole range at once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Edit {
+    /// Sets the chunk at an index.
+    Set(u64, ChunkId),
+    /// Makes a range of chunks a hole, without reading the nodes that lie wholly in it.
+    Clear(Range<u64>),
+}
+
+impl Edit {
+    fn chunks(&self) -> Range<u64> {
+        match self {
+            Self::Set(index, _) => *index..index.saturating_add(1),
+            Self::Clear(range) => range.clone(),
+        }
+    }
+}
+
 /// Makes the tree of a disk that differs from an old one in some chunks, and returns its root.
 ///
-/// `changes` ascend strictly by index. Every new node is given to `emit`, children before parents; those that stayed
-/// are named by id and never read unless a change lies under them. The disk may have grown, not shrunk.
+/// As [`rewrite`], for single chunks.
 ///
 /// # Errors
-/// See [`TreeError`]. What was emitted before an error is harmless: the same nodes are emitted again later.
+/// See [`rewrite`].
 ///
 /// # Panics
-/// When changes repeat, descend, or lie beyond the disk's end, or the disk shrinks: errors of the caller.
+/// See [`rewrite`].
 pub fn update<R, I>(
     reader: &R,
     old: (Shape, Option<NodeId>),
@@ -366,29 +378,85 @@ where
     R: ReadNode + ?Sized,
     I: IntoIterator<Item = Change>,
 {
-    assert!(old.0.chunks <= new.chunks, "disks do not shrink");
-    let mut changes = changes.into_iter().peekable();
-    let top = new.root();
-    let root = Update { reader, emit }.node(Side::top(old, top.level), top, &mut changes)?;
-    assert!(changes.next().is_none(), "changes ascend and lie within the disk");
-    Ok(root)
+    let edit = |(index, id): Change| id.map_or(Edit::Clear(index..index + 1), |id| Edit::Set(index, id));
+    rewrite(reader, old, new, changes.into_iter().map(edit), emit)
 }
 
-struct Update<'a, R: ReadNode + ?Sized> {
+/// Makes the tree of a disk that differs from an old one in some ranges, and returns its root.
+///
+/// `edits` ascend and do not overlap. Every new node is given to `emit`, children before parents; those that stayed
+/// are named by id and never read unless an edit lies under them. The disk may have grown, not shrunk.
+///
+/// # Errors
+/// See [`TreeError`]. What was emitted before an error is harmless: the same nodes are emitted again later.
+///
+/// # Panics
+/// When edits overlap, descend, are empty, or lie beyond the disk's end, or the disk shrinks: errors of the caller.
+pub fn rewrite<R, I>(
+    reader: &R,
+    old: (Shape, Option<NodeId>),
+    new: Shape,
+    edits: I,
+    emit: &mut dyn FnMut(NodeId, Vec<u8>) -> Result<(), R::Error>,
+) -> Result<Option<NodeId>, TreeError<R::Error>>
+where
+    R: ReadNode + ?Sized,
+    I: IntoIterator<Item = Edit>,
+{
+    assert!(old.0.chunks <= new.chunks, "disks do not shrink");
+    let mut edits = Edits { edits: edits.into_iter(), current: None, end: 0, chunks: new.chunks };
+    edits.advance();
+    let top = new.root();
+    Rewrite { reader, new, emit }.node(Side::top(old, top.level), top, &mut edits)
+}
+
+/// The edits still to come; `current` is the first that is not wholly to the left of where the work stands.
+struct Edits<I> {
+    edits: I,
+    current: Option<Edit>,
+    end: u64,
+    chunks: u64,
+}
+
+impl<I: Iterator<Item = Edit>> Edits<I> {
+    fn advance(&mut self) {
+        self.current = self.edits.next();
+        if let Some(edit) = &self.current {
+            let range = edit.chunks();
+            assert!(self.end <= range.start && range.start < range.end, "edits ascend and do not overlap");
+            assert!(range.end <= self.chunks, "edits lie within the disk");
+            self.end = range.end;
+        }
+    }
+
+    /// The first edit that touches a range; what lies to its left is done with.
+    fn touching(&mut self, range: &Range<u64>) -> Option<&Edit> {
+        while self.current.as_ref().is_some_and(|edit| edit.chunks().end <= range.start) {
+            self.advance();
+        }
+        self.current.as_ref().filter(|edit| edit.chunks().start < range.end)
+    }
+}
+
+struct Rewrite<'a, R: ReadNode + ?Sized> {
     reader: &'a R,
+    new: Shape,
     emit: &'a mut dyn FnMut(NodeId, Vec<u8>) -> Result<(), R::Error>,
 }
 
-impl<R: ReadNode + ?Sized> Update<'_, R> {
-    fn node<I: Iterator<Item = Change>>(
+impl<R: ReadNode + ?Sized> Rewrite<'_, R> {
+    fn node<I: Iterator<Item = Edit>>(
         &mut self,
         old: Side,
         place: Position,
-        changes: &mut Peekable<I>,
+        edits: &mut Edits<I>,
     ) -> Result<Option<NodeId>, TreeError<R::Error>> {
         let covers = place.chunks();
-        if old.lift == 0 && !changes.peek().is_some_and(|(index, _)| covers.contains(index)) {
-            return Ok(old.id);
+        let on_disk = covers.start..covers.end.min(self.new.chunks);
+        match edits.touching(&covers) {
+            None if old.lift == 0 => return Ok(old.id),
+            Some(Edit::Clear(range)) if range.start <= on_disk.start && on_disk.end <= range.end => return Ok(None),
+            _ => {}
         }
         let opened = old.open(self.reader, place)?;
         let mut children = Vec::with_capacity(FAN_OUT);
@@ -396,14 +464,17 @@ impl<R: ReadNode + ?Sized> Update<'_, R> {
             let before = opened.get(slot);
             let after = if place.level == 0 {
                 let index = covers.start + u64::from(slot);
-                changes.next_if(|change| change.0 == index).map_or(before, |(_, id)| id.map(|id| id.0))
+                match edits.touching(&(index..index + 1)) {
+                    None => before,
+                    Some(Edit::Set(_, id)) => Some(id.0),
+                    Some(Edit::Clear(_)) => None,
+                }
             } else {
                 let below = Side { id: before.map(NodeId), lift: old.lift.saturating_sub(1), ..old };
                 let child = place.child(slot);
-                let touched = changes.peek().is_some_and(|(index, _)| child.chunks().contains(index));
                 // Below a lifted root only the first child has anything, and it may have to be lifted further.
-                if touched || (below.lift > 0 && below.id.is_some()) {
-                    self.node(below, child, changes)?.map(|id| id.0)
+                if edits.touching(&child.chunks()).is_some() || (below.lift > 0 && below.id.is_some()) {
+                    self.node(below, child, edits)?.map(|id| id.0)
                 } else {
                     before
                 }

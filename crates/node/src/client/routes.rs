@@ -1,0 +1,217 @@
+//! The node's routes as methods, so that no caller writes a path.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::Client;
+use crate::api::{
+    ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CreateBucketRequest, CreateVolumeRequest,
+    GrantRequest, ImportRequest, LogEntry, Login, LoginRequest, MaterializeRequest, NodeStatus, Publication,
+    PublishRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume,
+    VolumeDetail,
+};
+
+/// A fallible answer of the node; every method fails as [`Client::get`] does.
+type Answer<T> = Result<T, ApiError>;
+
+#[expect(clippy::missing_errors_doc, reason = "all fail as `Client::get` does: the type above says so once")]
+impl Client {
+    /// Returns the node as a whole.
+    pub async fn status(&self) -> Answer<NodeStatus> {
+        self.get("/v1/status").await
+    }
+
+    /// Lists the buckets.
+    pub async fn buckets(&self) -> Answer<Vec<Bucket>> {
+        self.get("/v1/buckets").await
+    }
+
+    /// Makes a bucket.
+    pub async fn create_bucket(&self, request: &CreateBucketRequest) -> Answer<Bucket> {
+        self.post("/v1/buckets", request).await
+    }
+
+    /// Returns a bucket in detail.
+    pub async fn bucket(&self, bucket: &str) -> Answer<BucketDetail> {
+        self.get(&format!("/v1/buckets/{}", segment(bucket))).await
+    }
+
+    /// Removes a bucket from this node.
+    pub async fn remove_bucket(&self, bucket: &str) -> Answer<()> {
+        self.delete(&format!("/v1/buckets/{}", segment(bucket))).await
+    }
+
+    /// Returns a bucket's log, the oldest entry first.
+    pub async fn bucket_log(&self, bucket: &str) -> Answer<Vec<LogEntry>> {
+        self.get(&format!("/v1/buckets/{}/log", segment(bucket))).await
+    }
+
+    /// Lets someone read a bucket.
+    pub async fn grant(&self, bucket: &str, request: &GrantRequest) -> Answer<BucketDetail> {
+        self.post(&format!("/v1/buckets/{}/grant", segment(bucket)), request).await
+    }
+
+    /// Takes back that someone may read a bucket.
+    pub async fn revoke(&self, bucket: &str, request: &GrantRequest) -> Answer<BucketDetail> {
+        self.post(&format!("/v1/buckets/{}/revoke", segment(bucket)), request).await
+    }
+
+    /// Publishes a bucket at an Indexer.
+    pub async fn publish(&self, bucket: &str, request: &PublishRequest) -> Answer<Publication> {
+        self.post(&format!("/v1/buckets/{}/publish", segment(bucket)), request).await
+    }
+
+    /// Takes a bucket's reference back from its Indexer.
+    pub async fn unpublish(&self, bucket: &str) -> Answer<serde_json::Value> {
+        self.post(&format!("/v1/buckets/{}/unpublish", segment(bucket)), &json!({})).await
+    }
+
+    /// Lists the subscriptions.
+    pub async fn subscriptions(&self) -> Answer<Vec<Subscription>> {
+        self.get("/v1/subscriptions").await
+    }
+
+    /// Follows a reference.
+    pub async fn subscribe(&self, request: &SubscribeRequest) -> Answer<Subscription> {
+        self.post("/v1/subscriptions", request).await
+    }
+
+    /// Stops following; what is here stays.
+    pub async fn unsubscribe(&self, bucket: &str) -> Answer<()> {
+        self.delete(&format!("/v1/subscriptions/{}", segment(bucket))).await
+    }
+
+    /// Reads a foreign disk into a bucket.
+    pub async fn import(&self, request: &ImportRequest) -> Answer<Task> {
+        self.post("/v1/imports", request).await
+    }
+
+    /// Writes a snapshot out to foreign storage.
+    pub async fn materialize(&self, request: &MaterializeRequest) -> Answer<Task> {
+        self.post("/v1/materializations", request).await
+    }
+
+    /// Brings what of a volume or snapshot is not here.
+    pub async fn hydrate(&self, target: &str) -> Answer<Task> {
+        self.post(&format!("/v1/hydrations/{}", segment(target)), &json!({})).await
+    }
+
+    /// Lists the volumes.
+    pub async fn volumes(&self) -> Answer<Vec<Volume>> {
+        self.get("/v1/volumes").await
+    }
+
+    /// Makes an empty volume.
+    pub async fn create_volume(&self, request: &CreateVolumeRequest) -> Answer<Volume> {
+        self.post("/v1/volumes", request).await
+    }
+
+    /// Returns a volume in detail.
+    pub async fn volume(&self, volume: &str) -> Answer<VolumeDetail> {
+        self.get(&format!("/v1/volumes/{}", segment(volume))).await
+    }
+
+    /// Removes a volume.
+    pub async fn remove_volume(&self, volume: &str) -> Answer<()> {
+        self.delete(&format!("/v1/volumes/{}", segment(volume))).await
+    }
+
+    /// Makes a volume that begins as a snapshot.
+    pub async fn clone_snapshot(&self, request: &CloneRequest) -> Answer<Volume> {
+        self.post("/v1/clones", request).await
+    }
+
+    /// Lists the snapshots, of one bucket or of all.
+    pub async fn snapshots(&self, bucket: Option<&str>) -> Answer<Vec<Snapshot>> {
+        let query = bucket.map(|bucket| format!("?bucket={}", segment(bucket))).unwrap_or_default();
+        self.get(&format!("/v1/snapshots{query}")).await
+    }
+
+    /// Takes a snapshot of volumes at one moment.
+    pub async fn take_snapshot(&self, request: &TakeSnapshotRequest) -> Answer<Snapshot> {
+        self.post("/v1/snapshots", request).await
+    }
+
+    /// Returns a snapshot in detail.
+    pub async fn snapshot(&self, snapshot: &str) -> Answer<SnapshotDetail> {
+        self.get(&format!("/v1/snapshots/{}", segment(snapshot))).await
+    }
+
+    /// Withdraws a version.
+    pub async fn retire_snapshot(&self, snapshot: &str) -> Answer<()> {
+        self.delete(&format!("/v1/snapshots/{}", segment(snapshot))).await
+    }
+
+    /// Lists the attachments.
+    pub async fn attachments(&self) -> Answer<Vec<Attachment>> {
+        self.get("/v1/attachments").await
+    }
+
+    /// Makes a volume or snapshot visible as a block device.
+    pub async fn attach(&self, request: &AttachRequest) -> Answer<Attachment> {
+        self.post("/v1/attachments", request).await
+    }
+
+    /// Ends an attachment.
+    pub async fn detach(&self, target: &str) -> Answer<()> {
+        self.delete(&format!("/v1/attachments/{}", segment(target))).await
+    }
+
+    /// Lists the tasks.
+    pub async fn tasks(&self) -> Answer<Vec<Task>> {
+        self.get("/v1/tasks").await
+    }
+
+    /// Returns a task as soon as it has ended, or as it is after a while.
+    pub async fn task(&self, id: u64, wait: Duration) -> Answer<Task> {
+        self.get(&format!("/v1/tasks/{id}?wait_ms={}", wait.as_millis())).await
+    }
+
+    /// Asks a task to stop.
+    pub async fn cancel_task(&self, id: u64) -> Answer<Task> {
+        self.post(&format!("/v1/tasks/{id}/cancel"), &json!({})).await
+    }
+
+    /// Lists the accounts that the node uses.
+    pub async fn logins(&self) -> Answer<Vec<Login>> {
+        self.get("/v1/logins").await
+    }
+
+    /// Makes the node use an account.
+    pub async fn login(&self, request: &LoginRequest) -> Answer<Login> {
+        self.post("/v1/logins", request).await
+    }
+}
+
+/// Encodes text as one segment of a path (RFC 3986: all but unreserved characters are percent-encoded).
+fn segment(text: &str) -> String {
+    let mut encoded = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'~') || (byte == b'.' && !is_dots(text)) {
+            encoded.push(char::from(byte));
+        } else {
+            // Writing to a string cannot fail.
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+    }
+    encoded
+}
+
+/// Whether a segment would be taken for "here" or "above" if it stayed as it is.
+fn is_dots(text: &str) -> bool {
+    text == "." || text == ".."
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_cannot_leave_its_place() {
+        assert_eq!(segment("vms/web-1.2@3"), "vms%2Fweb-1.2%403");
+        assert_eq!(segment(".."), "%2E%2E");
+        assert_eq!(segment("a?b#c d%é"), "a%3Fb%23c%20d%25%C3%A9");
+    }
+}

@@ -1,5 +1,7 @@
 //! A fork is detected and proved; a writer that lost the race rebases and loses nothing, writes nothing twice.
 
+#![allow(clippy::unwrap_used, reason = "a test panics where something is not as it must be")]
+
 use bucket::{ForkEvidence, Log, LogError, LogFile, Renumbered, Signer};
 use format::entry::{Action, Reader, SignedEntry};
 use types::{Name, SnapshotId};

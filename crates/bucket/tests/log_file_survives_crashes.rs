@@ -1,5 +1,7 @@
 //! What a log file has acknowledged is there after a crash at any byte of a later append, and damage is never hidden.
 
+#![allow(clippy::unwrap_used, reason = "a test panics where something is not as it must be")]
+
 use bucket::{Log, LogFile, LogFileError, Signer};
 use format::entry::{Action, Reader, SignedEntry};
 use std::fs;

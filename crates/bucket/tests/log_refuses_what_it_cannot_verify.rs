@@ -1,6 +1,8 @@
 //! A log holds only what it has verified: wrong writers, numbers, predecessors, actions and every flipped bit are
 //! refused and change nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test panics where something is not as it must be")]
+
 use bucket::{HeadOrder, Log, LogError, Signer};
 use format::entry::{Action, Reader, SignedEntry};
 use proptest::prelude::*;

@@ -170,6 +170,27 @@ pub fn lookup<R: ReadNode + ?Sized>(
     }
 }
 
+/// Finds the node at a place; `None` is a hole, also beyond the disk's end.
+///
+/// # Errors
+/// See [`TreeError`]; the absent node is the next one on the way to this place.
+pub fn lookup_node<R: ReadNode + ?Sized>(
+    reader: &R,
+    shape: Shape,
+    root: Option<NodeId>,
+    place: Position,
+) -> Result<Option<NodeId>, TreeError<R::Error>> {
+    let Some(mut id) = root.filter(|_| shape.contains(place)) else { return Ok(None) };
+    let mut position = shape.root();
+    while position.level > place.level {
+        let node = read(reader, shape, position, id)?;
+        let slot = position.slot(place.chunks().start);
+        let Some(hash) = node.child(slot) else { return Ok(None) };
+        (position, id) = (position.child(slot), NodeId(*hash));
+    }
+    Ok(Some(id))
+}
+
 /// What a walk meets, left to right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {

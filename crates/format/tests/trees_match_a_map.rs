@@ -176,6 +176,11 @@ proptest! {
             prop_assert_eq!(found, model.get(&index).copied());
         }
         prop_assert_eq!(&chunks_of(&walk(&nodes, chunks, root, 0..chunks)), &model);
+        for found in walk(&nodes, chunks, root, 0..chunks) {
+            if let Found::Node { position, id } = found {
+                prop_assert_eq!(tree::lookup_node(&nodes, shape(chunks), root, position).unwrap(), Some(id));
+            }
+        }
         let (left, right) = (cut.0 % chunks, cut.1 % chunks);
         let range = left.min(right)..left.max(right);
         let part: Model = model.range(range.clone()).map(|(index, id)| (*index, *id)).collect();

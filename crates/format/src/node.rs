@@ -19,7 +19,7 @@ pub const MAX_NODE_BYTES: usize = HEADER_BYTES + BITMAP_BYTES + FAN_OUT * 32;
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 4;
 const BITMAP_BYTES: usize = FAN_OUT / 8;
-const CHUNK_SHIFT: u8 = CHUNK_BYTES.trailing_zeros() as u8;
+const CHUNK_SHIFT: u8 = CHUNK_BYTES.trailing_zeros().to_le_bytes()[0];
 
 /// Bytes were not a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]

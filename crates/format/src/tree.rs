@@ -96,7 +96,7 @@ impl Position {
 
     /// The slot in this node that leads to a chunk.
     fn slot(&self, chunk: u64) -> u8 {
-        ((chunk / span(self.level)) % FAN_OUT as u64) as u8
+        (chunk / span(self.level) % FAN_OUT as u64).to_le_bytes()[0]
     }
 }
 

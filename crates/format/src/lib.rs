@@ -7,10 +7,13 @@
 pub mod canonical;
 pub mod codec;
 pub mod entry;
+pub mod features;
 pub mod hash;
 pub mod journal;
 pub mod manifest;
 pub mod node;
+pub mod pack;
+pub mod roots;
 pub mod tree;
 
 pub use canonical::{CanonicalError, from_canonical, to_canonical};

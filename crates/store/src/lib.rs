@@ -4,7 +4,9 @@
 //! survives the loss of power; a chunk counts as present only for the trust domains that it was obtained in, though
 //! all domains share one copy on disk. The store knows nothing of volumes, buckets or peers.
 
+pub mod conformance;
 pub mod key;
+pub mod local;
 pub mod memory;
 pub mod nodes;
 pub mod roots;
@@ -16,6 +18,7 @@ use bytes::Bytes;
 use format::Stored;
 
 pub use key::{Domain, Domains, Key, Kind};
+pub use local::{Damage, LocalOptions, LocalStore, RecoveryReport};
 pub use memory::MemoryStore;
 pub use nodes::{NodeCache, Nodes};
 pub use source::{ChunkSource, FetchError, NoSource, Origin, Part, Urgency, Wanted};
@@ -75,11 +78,23 @@ pub enum StoreError {
         #[source]
         source: format::NodeError,
     },
-    /// A root's name is empty or longer than 512 bytes, or its value longer than 1 MiB.
-    #[error("the root {name:?} has too long a name or value")]
+    /// A root's name is empty or longer than 512 bytes, its value longer than 1 MiB, or all changes longer than 64 MiB.
+    #[error("the change of root {name:?} is too large")]
     RootTooLong {
         /// The beginning of its name.
         name: String,
+    },
+    /// A directory that has files in it, but no store.
+    #[error("{path} is not empty and holds no store")]
+    NotAStore {
+        /// The directory.
+        path: std::path::PathBuf,
+    },
+    /// An earlier write could not be made durable; nothing is written until the store is opened again.
+    #[error("the store {path} takes no writes since one failed to reach the medium")]
+    Stopped {
+        /// The store's directory.
+        path: std::path::PathBuf,
     },
     /// The index failed; it can be rebuilt from the packs.
     #[error("the chunk index failed")]

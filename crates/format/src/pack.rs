@@ -1,0 +1,394 @@
+//! Packs: the append-only files of a local store, and the records in them.
+//!
+//! A record's header has a checksum that is keyed with the store's secret and covers its place, so that no content of
+//! a chunk, however chosen, can be taken for a record when a damaged pack is searched. The content has no checksum of
+//! its own: its hash is its name. The layouts are in `docs/format.md`, "Pack".
+
+use crate::codec::Codec;
+
+/// The length of a pack's header, in bytes.
+pub const PACK_HEADER_BYTES: usize = 64;
+
+/// The length of a record's header, in bytes.
+pub const RECORD_HEADER_BYTES: usize = 64;
+
+/// The length of what ends a full pack, in bytes.
+pub const TRAILER_BYTES: usize = 24;
+
+/// The length of one entry of a footer, in bytes.
+pub const FOOTER_ENTRY_BYTES: usize = 56;
+
+/// What every record begins with: where a damaged pack is searched for records, this is looked for.
+pub const RECORD_MAGIC: [u8; 4] = *b"bRec";
+
+/// The largest pack, in bytes: places in it are 32-bit.
+pub const MAX_PACK_BYTES: u64 = 1 << 31;
+
+/// The most bytes that may follow a record's header: a manifest's 1 MiB, or a footer.
+pub const MAX_STORED_BYTES: u32 = 1 << 26;
+
+const PACK_MAGIC: [u8; 8] = *b"brantPCK";
+const TRAILER_MAGIC: [u8; 8] = *b"brantEND";
+const PACK_VERSION: u32 = 1;
+const FOOTER_CONTEXT: &str = "brant 2026-11 pack footer v1";
+
+/// What the checksums of a store's packs are keyed with. It is no secret from who can read the store, only from guests.
+pub type PackSecret = [u8; 32];
+
+/// Bytes were not what a pack consists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum PackError {
+    /// Too short, or of the wrong length.
+    #[error("{0} bytes where another number was expected")]
+    Length(usize),
+    /// They do not begin as they must.
+    #[error("no magic number")]
+    Magic,
+    /// The checksum is wrong.
+    #[error("wrong checksum")]
+    Checksum,
+    /// Written by a later version of brant.
+    #[error("pack version {0} is newer than this brant understands")]
+    Newer(u32),
+    /// A value that this version does not know or that cannot be.
+    #[error("a pack record whose {0} cannot be")]
+    Invalid(&'static str),
+}
+
+/// What a pack begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackHeader {
+    /// The pack's number, as in its file's name.
+    pub number: u32,
+    /// The secret of the store that wrote it.
+    pub secret: PackSecret,
+}
+
+impl PackHeader {
+    /// Encodes it.
+    #[must_use]
+    pub fn encode(&self) -> [u8; PACK_HEADER_BYTES] {
+        let mut bytes = [0; PACK_HEADER_BYTES];
+        bytes[..8].copy_from_slice(&PACK_MAGIC);
+        bytes[8..12].copy_from_slice(&PACK_VERSION.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.number.to_le_bytes());
+        bytes[16..48].copy_from_slice(&self.secret);
+        let checksum = short(blake3::hash(&bytes[..56]));
+        bytes[56..].copy_from_slice(&checksum);
+        bytes
+    }
+
+    /// Decodes it from the first bytes of a pack.
+    ///
+    /// # Errors
+    /// Everything that [`PackHeader::encode`] would not have written.
+    pub fn decode(bytes: &[u8]) -> Result<Self, PackError> {
+        let header = bytes.first_chunk::<PACK_HEADER_BYTES>().ok_or(PackError::Length(bytes.len()))?;
+        if header[..8] != PACK_MAGIC {
+            return Err(PackError::Magic);
+        }
+        if header[56..] != short(blake3::hash(&header[..56])) {
+            return Err(PackError::Checksum);
+        }
+        let version = u32_at(header, 8);
+        if version != PACK_VERSION {
+            return Err(PackError::Newer(version));
+        }
+        if header[48..56] != [0; 8] {
+            return Err(PackError::Invalid("reserved field"));
+        }
+        let mut secret = [0; 32];
+        secret.copy_from_slice(&header[16..48]);
+        Ok(Self { number: u32_at(header, 12), secret })
+    }
+}
+
+/// What a record is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RecordType {
+    /// An object: its stored bytes follow.
+    Object = 1,
+    /// A claim: an object that is there already is present in one more domain. Nothing follows.
+    Claim = 2,
+    /// The index footer of a full pack: its entries follow.
+    Footer = 3,
+}
+
+/// What a record says of what follows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordHeader {
+    /// What the record is.
+    pub record: RecordType,
+    /// The kind of the object: chunk, node, manifest as the store numbers them; 0 in a footer.
+    pub kind: u8,
+    /// How the object's bytes are stored.
+    pub codec: Codec,
+    /// How the stored bytes are encrypted: always 0, not at all, in this version.
+    pub cipher: u8,
+    /// The domain that the object is present in.
+    pub domain: u32,
+    /// How many bytes follow.
+    pub stored_bytes: u32,
+    /// The length of the object's plain bytes.
+    pub plain_bytes: u32,
+    /// Which key the stored bytes are encrypted with; 0 without a cipher.
+    pub key_id: u32,
+    /// The object's hash; a footer's is over its entries.
+    pub hash: [u8; 32],
+}
+
+impl RecordHeader {
+    /// Encodes it for its place, in bytes from the beginning of the pack.
+    #[must_use]
+    pub fn encode(&self, secret: &PackSecret, place: u64) -> [u8; RECORD_HEADER_BYTES] {
+        let mut bytes = [0; RECORD_HEADER_BYTES];
+        bytes[..4].copy_from_slice(&RECORD_MAGIC);
+        bytes[4..56].copy_from_slice(&self.fields());
+        let checksum = header_checksum(secret, place, &bytes[..56]);
+        bytes[56..].copy_from_slice(&checksum);
+        bytes
+    }
+
+    /// Decodes it from the bytes at its place.
+    ///
+    /// # Errors
+    /// Everything that [`RecordHeader::encode`] would not have written for this secret and place.
+    pub fn decode(bytes: &[u8], secret: &PackSecret, place: u64) -> Result<Self, PackError> {
+        let header = bytes.first_chunk::<RECORD_HEADER_BYTES>().ok_or(PackError::Length(bytes.len()))?;
+        if header[..4] != RECORD_MAGIC {
+            return Err(PackError::Magic);
+        }
+        if header[56..] != header_checksum(secret, place, &header[..56]) {
+            return Err(PackError::Checksum);
+        }
+        Self::from_fields(&header[4..56])
+    }
+
+    fn fields(&self) -> [u8; 52] {
+        let mut bytes = [0; 52];
+        bytes[..4].copy_from_slice(&[self.record as u8, self.kind, self.codec as u8, self.cipher]);
+        for (at, value) in [(4, self.domain), (8, self.stored_bytes), (12, self.plain_bytes), (16, self.key_id)] {
+            bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        }
+        bytes[20..].copy_from_slice(&self.hash);
+        bytes
+    }
+
+    fn from_fields(bytes: &[u8]) -> Result<Self, PackError> {
+        let bytes = bytes.first_chunk::<52>().ok_or(PackError::Length(bytes.len()))?;
+        let record = [RecordType::Object, RecordType::Claim, RecordType::Footer]
+            .into_iter()
+            .find(|record| *record as u8 == bytes[0])
+            .ok_or(PackError::Invalid("type"))?;
+        let mut hash = [0; 32];
+        hash.copy_from_slice(&bytes[20..]);
+        let header = Self {
+            record,
+            kind: bytes[1],
+            codec: Codec::try_from(bytes[2]).map_err(|_| PackError::Invalid("codec"))?,
+            cipher: bytes[3],
+            domain: u32_at(bytes, 4),
+            stored_bytes: u32_at(bytes, 8),
+            plain_bytes: u32_at(bytes, 12),
+            key_id: u32_at(bytes, 16),
+            hash,
+        };
+        if header.cipher != 0 || header.key_id != 0 {
+            return Err(PackError::Invalid("cipher"));
+        }
+        if header.stored_bytes > MAX_STORED_BYTES || (record == RecordType::Claim && header.stored_bytes != 0) {
+            return Err(PackError::Invalid("length"));
+        }
+        Ok(header)
+    }
+}
+
+/// A record's header and place, as a footer lists them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FooterEntry {
+    /// The record's header.
+    pub header: RecordHeader,
+    /// Its place, in bytes from the beginning of the pack.
+    pub place: u32,
+}
+
+/// Encodes a footer: its record, header included, and the trailer that ends the pack.
+///
+/// # Panics
+/// With more entries than [`MAX_STORED_BYTES`] has room for: a pack is sealed long before.
+#[must_use]
+pub fn encode_footer(entries: &[FooterEntry], secret: &PackSecret, place: u64) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(entries.len() * FOOTER_ENTRY_BYTES);
+    for entry in entries {
+        payload.extend(entry.header.fields());
+        payload.extend(entry.place.to_le_bytes());
+    }
+    let stored_bytes = u32::try_from(payload.len()).ok().filter(|length| *length <= MAX_STORED_BYTES);
+    let stored_bytes = stored_bytes.expect("a pack is sealed before its footer grows too long");
+    let header = RecordHeader {
+        record: RecordType::Footer,
+        kind: 0,
+        codec: Codec::Plain,
+        cipher: 0,
+        domain: 0,
+        stored_bytes,
+        plain_bytes: stored_bytes,
+        key_id: 0,
+        hash: blake3::derive_key(FOOTER_CONTEXT, &payload),
+    };
+    let mut bytes = header.encode(secret, place).to_vec();
+    bytes.extend(payload);
+    bytes.extend(encode_trailer(secret, place));
+    bytes
+}
+
+/// Decodes the entries that follow a footer's header.
+///
+/// # Errors
+/// Entries that do not have the header's hash, or that cannot be.
+pub fn decode_footer(header: &RecordHeader, payload: &[u8]) -> Result<Vec<FooterEntry>, PackError> {
+    if header.record != RecordType::Footer {
+        return Err(PackError::Invalid("type"));
+    }
+    let (entries, rest) = payload.as_chunks::<FOOTER_ENTRY_BYTES>();
+    if payload.len() != header.stored_bytes as usize || !rest.is_empty() {
+        return Err(PackError::Length(payload.len()));
+    }
+    if header.hash != blake3::derive_key(FOOTER_CONTEXT, payload) {
+        return Err(PackError::Checksum);
+    }
+    entries
+        .iter()
+        .map(|entry| Ok(FooterEntry { header: RecordHeader::from_fields(entry)?, place: u32_at(entry, 52) }))
+        .collect()
+}
+
+fn encode_trailer(secret: &PackSecret, footer_place: u64) -> [u8; TRAILER_BYTES] {
+    let mut bytes = [0; TRAILER_BYTES];
+    bytes[..8].copy_from_slice(&TRAILER_MAGIC);
+    bytes[8..16].copy_from_slice(&footer_place.to_le_bytes());
+    let checksum = header_checksum(secret, footer_place, &bytes[..16]);
+    bytes[16..].copy_from_slice(&checksum);
+    bytes
+}
+
+/// Decodes the last bytes of a full pack, and returns the place of its footer.
+///
+/// # Errors
+/// Everything else: then the pack is not full, or damaged.
+pub fn decode_trailer(bytes: &[u8], secret: &PackSecret) -> Result<u64, PackError> {
+    let trailer = bytes.first_chunk::<TRAILER_BYTES>().ok_or(PackError::Length(bytes.len()))?;
+    if bytes.len() != TRAILER_BYTES {
+        return Err(PackError::Length(bytes.len()));
+    }
+    if trailer[..8] != TRAILER_MAGIC {
+        return Err(PackError::Magic);
+    }
+    let (low, high) = (u32_at(trailer, 8), u32_at(trailer, 12));
+    let place = u64::from(low) | u64::from(high) << 32;
+    if *trailer == encode_trailer(secret, place) { Ok(place) } else { Err(PackError::Checksum) }
+}
+
+fn header_checksum(secret: &PackSecret, place: u64, bytes: &[u8]) -> [u8; 8] {
+    let mut hasher = blake3::Hasher::new_keyed(secret);
+    hasher.update(bytes).update(&place.to_le_bytes());
+    short(hasher.finalize())
+}
+
+fn short(hash: blake3::Hash) -> [u8; 8] {
+    let mut first = [0; 8];
+    first.copy_from_slice(&hash.as_bytes()[..8]);
+    first
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
+    let mut field = [0; 4];
+    field.copy_from_slice(&bytes[at..at + 4]);
+    u32::from_le_bytes(field)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECRET: PackSecret = [0x5e; 32];
+
+    fn header() -> RecordHeader {
+        RecordHeader {
+            record: RecordType::Object,
+            kind: 1,
+            codec: Codec::Zstd,
+            cipher: 0,
+            domain: 7,
+            stored_bytes: 1000,
+            plain_bytes: 65536,
+            key_id: 0,
+            hash: [0xab; 32],
+        }
+    }
+
+    #[test]
+    fn every_changed_bit_of_a_header_is_seen() {
+        let pack = PackHeader { number: 3, secret: SECRET }.encode();
+        let record = header().encode(&SECRET, 64);
+        assert_eq!(PackHeader::decode(&pack), Ok(PackHeader { number: 3, secret: SECRET }));
+        assert_eq!(RecordHeader::decode(&record, &SECRET, 64), Ok(header()));
+        for bit in 0..8 * 64 {
+            let mut bad = pack;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(PackHeader::decode(&bad).is_err(), "bit {bit}");
+            let mut bad = record;
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert!(RecordHeader::decode(&bad, &SECRET, 64).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_record_is_none_at_another_place_or_in_another_store() {
+        let record = header().encode(&SECRET, 64);
+        assert_eq!(RecordHeader::decode(&record, &SECRET, 128), Err(PackError::Checksum));
+        assert_eq!(RecordHeader::decode(&record, &[1; 32], 64), Err(PackError::Checksum));
+    }
+
+    #[test]
+    fn a_footer_comes_back_and_no_damage_to_it_goes_unseen() {
+        let entries = [FooterEntry { header: header(), place: 64 }, FooterEntry { header: header(), place: 2000 }];
+        let bytes = encode_footer(&entries, &SECRET, 5000);
+        let place = decode_trailer(&bytes[bytes.len() - TRAILER_BYTES..], &SECRET).unwrap();
+        assert_eq!(place, 5000);
+        let head = RecordHeader::decode(&bytes, &SECRET, place).unwrap();
+        let payload = &bytes[RECORD_HEADER_BYTES..bytes.len() - TRAILER_BYTES];
+        assert_eq!(decode_footer(&head, payload).unwrap(), entries);
+        for position in 0..payload.len() {
+            let mut bad = payload.to_vec();
+            bad[position] ^= 1;
+            assert!(decode_footer(&head, &bad).is_err(), "{position}");
+        }
+        assert!(decode_footer(&head, &payload[..FOOTER_ENTRY_BYTES]).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_header_comes_back(
+            record in prop::sample::select(vec![RecordType::Object, RecordType::Footer]),
+            kind: u8, domain: u32, stored_bytes in 0..=MAX_STORED_BYTES, plain_bytes: u32, hash: [u8; 32],
+            secret: [u8; 32], place: u64,
+        ) {
+            let header = RecordHeader { record, kind, domain, stored_bytes, plain_bytes, hash, ..header() };
+            let bytes = header.encode(&secret, place);
+            prop_assert_eq!(RecordHeader::decode(&bytes, &secret, place), Ok(header));
+        }
+
+        #[test]
+        fn any_bytes_are_decoded_without_panic(bytes: Vec<u8>, secret: [u8; 32], place: u64) {
+            let _ = PackHeader::decode(&bytes);
+            let _ = RecordHeader::decode(&bytes, &secret, place);
+            let _ = decode_trailer(&bytes, &secret);
+            let footer = RecordHeader { record: RecordType::Footer, ..header() };
+            let _ = decode_footer(&footer, &bytes);
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! A store in a directory: append-only packs, an index over them, and the roots.
+//!
+//! ```text
+//! format            version, features, secret
+//! lock              held while the store is open
+//! packs/00000001.pack …
+//! index/            disposable: rebuilt from the packs
+//! roots             the roots log
+//! ```
+//!
+//! Invariants: the packs and the roots log are the truth, and what `commit` or `apply` covered is in them, durably; the
+//! index never has what the packs have not. One process uses the directory at a time. A write that could not be made
+//! durable stops all writes: after that nobody can say what the medium holds (Rebello et al., "Can applications
+//! recover from fsync failures?", ATC 2020).
+
+mod committer;
+mod directory;
+mod disk;
+mod fjall_index;
+mod index;
+mod pack;
+mod pending;
+mod recovery;
+mod roots_log;
+mod scan;
+mod writer;
+
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use format::codec::Compressor;
+use format::{Codec, Stored};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+
+use self::committer::Core;
+use self::directory::Directory;
+use self::roots_log::RootsLog;
+use crate::{
+    ChunkStore, Domain, Domains, Key, Kind, Put, RootChange, Roots, StoreError, StoreStatistics, checked_plain,
+};
+
+pub use self::recovery::{Damage, RecoveryReport};
+
+/// How many compressors are kept for reuse; each is about 1 MiB.
+const KEPT_COMPRESSORS: usize = 8;
+
+/// What a local store may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LocalOptions {
+    /// How long a pack grows before the next is begun, in bytes.
+    pub pack_bytes: u64,
+    /// What the cache of decompressed objects holds, in bytes.
+    pub cache_bytes: u64,
+    /// How much room is left on the file system for index, roots and catalog when puts are refused, in bytes.
+    pub reserve_bytes: u64,
+}
+
+impl Default for LocalOptions {
+    fn default() -> Self {
+        Self { pack_bytes: 256 << 20, cache_bytes: 64 << 20, reserve_bytes: 64 << 20 }
+    }
+}
+
+/// A store in a directory.
+pub struct LocalStore {
+    core: Arc<Core>,
+    roots: LocalRoots,
+    compressors: Mutex<Vec<Compressor>>,
+    cache: Cache<Key, Cached, ByBytes>,
+    recovery: RecoveryReport,
+}
+
+/// Plain bytes, and the domains in which they were present when they were cached.
+#[derive(Clone)]
+struct Cached {
+    plain: Bytes,
+    domains: Arc<[Domain]>,
+}
+
+#[derive(Clone, Debug)]
+struct ByBytes;
+
+impl Weighter<Key, Cached> for ByBytes {
+    fn weight(&self, _: &Key, cached: &Cached) -> u64 {
+        cached.plain.len() as u64 + 128
+    }
+}
+
+impl LocalStore {
+    /// Opens the store in a directory, or makes one where the directory is empty or missing.
+    ///
+    /// An index that is missing, damaged or of another store is rebuilt from the packs, which can take a while.
+    ///
+    /// # Errors
+    /// [`StoreError::InUse`], [`StoreError::Newer`], [`StoreError::NotAStore`], [`StoreError::Damaged`] for what cannot
+    /// be rebuilt, and failures of the file system.
+    pub fn open(directory: impl AsRef<Path>, options: LocalOptions) -> Result<Arc<Self>, StoreError> {
+        let directory = Directory::open(directory.as_ref())?;
+        let roots = RootsLog::open(&directory.roots_path())?;
+        let (core, recovery) = Core::open(directory, &options)?;
+        let core = Arc::new(core);
+        let roots = LocalRoots { core: core.clone(), log: roots };
+        let items = usize::try_from(options.cache_bytes / types::CHUNK_BYTES as u64).unwrap_or(usize::MAX);
+        let cache = Cache::with_weighter(items.clamp(16, 1 << 20), options.cache_bytes, ByBytes);
+        Ok(Arc::new(Self { core, roots, compressors: Mutex::default(), cache, recovery }))
+    }
+
+    /// Builds the index of a store that is not in use anew from its packs.
+    ///
+    /// # Errors
+    /// As [`open`](LocalStore::open); a directory without a store is [`StoreError::NotAStore`].
+    pub fn rebuild_index(directory: impl AsRef<Path>) -> Result<RecoveryReport, StoreError> {
+        let directory = Directory::open_existing(directory.as_ref())?;
+        Core::rebuild(directory)
+    }
+
+    /// What was found when the store was opened.
+    #[must_use]
+    pub fn recovery(&self) -> &RecoveryReport {
+        &self.recovery
+    }
+
+    fn compress(&self, kind: Kind, plain: &[u8]) -> Stored {
+        // Nodes are hashes: there is nothing to be saved.
+        if kind == Kind::Node {
+            return Stored::plain(Bytes::copy_from_slice(plain));
+        }
+        let kept = || self.compressors.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut compressor = kept().pop().unwrap_or_default();
+        let stored = compressor.compress(plain);
+        let mut kept = kept();
+        if kept.len() < KEPT_COMPRESSORS {
+            kept.push(compressor);
+        }
+        stored
+    }
+}
+
+impl fmt::Debug for LocalStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalStore").field("directory", &self.core.directory.path).finish_non_exhaustive()
+    }
+}
+
+impl ChunkStore for LocalStore {
+    fn contains(&self, key: &Key, domains: &Domains) -> Result<bool, StoreError> {
+        Ok(self.core.find(key)?.is_some_and(|entry| entry.is_present(domains)))
+    }
+
+    fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError> {
+        let cached = self.cache.get(key);
+        if let Some(cached) = &cached
+            && cached.domains.iter().any(|domain| domains.contains(*domain))
+        {
+            return Ok(Some(cached.plain.clone()));
+        }
+        let Some(entry) = self.core.find(key)?.filter(|entry| entry.is_present(domains)) else { return Ok(None) };
+        let plain = match cached {
+            Some(cached) => cached.plain,
+            None => self.core.read(key, &entry)?.1,
+        };
+        self.cache.insert(*key, Cached { plain: plain.clone(), domains: entry.domains.into() });
+        Ok(Some(plain))
+    }
+
+    fn get_stored(&self, key: &Key, domains: &Domains) -> Result<Option<Stored>, StoreError> {
+        let Some(entry) = self.core.find(key)?.filter(|entry| entry.is_present(domains)) else { return Ok(None) };
+        Ok(Some(self.core.read(key, &entry)?.0))
+    }
+
+    fn put(&self, key: &Key, domain: Domain, plain: &[u8]) -> Result<Put, StoreError> {
+        if plain.len() > key.kind.max_plain_bytes() {
+            return Err(StoreError::WrongHash(*key));
+        }
+        self.core.put(key, domain, || self.compress(key.kind, plain))
+    }
+
+    fn put_stored(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<Put, StoreError> {
+        let plain = checked_plain(key, stored).ok_or(StoreError::WrongHash(*key))?;
+        // What came compressed is kept so, unless someone made it longer than it was.
+        let keep = stored.codec != Codec::Plain && stored.bytes.len() < plain.len();
+        self.core.put(key, domain, || if keep { stored.clone() } else { self.compress(key.kind, &plain) })
+    }
+
+    fn commit(&self) -> Result<(), StoreError> {
+        self.core.commit()
+    }
+
+    fn statistics(&self) -> Result<StoreStatistics, StoreError> {
+        self.core.statistics()
+    }
+
+    fn roots(&self) -> &dyn Roots {
+        &self.roots
+    }
+}
+
+/// The roots of a local store.
+struct LocalRoots {
+    core: Arc<Core>,
+    log: RootsLog,
+}
+
+impl fmt::Debug for LocalRoots {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalRoots").finish_non_exhaustive()
+    }
+}
+
+impl Roots for LocalRoots {
+    fn get(&self, name: &str) -> Option<Vec<u8>> {
+        self.log.get(name)
+    }
+
+    fn list(&self, prefix: &str) -> Vec<(String, Vec<u8>)> {
+        self.log.list(prefix)
+    }
+
+    fn apply(&self, changes: Vec<RootChange>) -> Result<(), StoreError> {
+        self.core.commit()?;
+        self.log.apply(changes)
+    }
+}

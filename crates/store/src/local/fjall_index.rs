@@ -1,0 +1,96 @@
+//! The index in fjall, a log-structured merge tree: measured best at writing.
+//!
+//! One keyspace holds both entries and state, so that what survives is always a prefix of the batches. Nothing is
+//! synchronised: the packs are what is durable, and what the index lost is replayed from them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry};
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+
+use super::index::{Entry, Index, IndexError, State};
+use crate::Key;
+
+const KEYSPACE: &str = "objects";
+
+/// Kinds begin with 1: no object has this key.
+const STATE_KEY: [u8; 1] = [0];
+
+/// What the engine may keep in memory for reading, in bytes.
+const BLOCK_CACHE_BYTES: u64 = 16 << 20;
+
+/// What may wait in memory to be written as a table, in bytes.
+const MEMTABLE_BYTES: u64 = 4 << 20;
+
+/// The engine's least allowed journal limit, in bytes; a journal file is sparse until it is written.
+const JOURNAL_BYTES: u64 = 64 << 20;
+
+pub(crate) struct FjallIndex {
+    database: Database,
+    objects: Keyspace,
+}
+
+impl fmt::Debug for FjallIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FjallIndex").finish_non_exhaustive()
+    }
+}
+
+impl FjallIndex {
+    /// Opens or creates it. The engine panics over some damaged files: that is an error here.
+    pub(crate) fn open(directory: &Path) -> Result<Box<dyn Index>, IndexError> {
+        let open = || -> fjall::Result<Self> {
+            let database = Database::builder(directory)
+                .cache_size(BLOCK_CACHE_BYTES)
+                .max_journaling_size(JOURNAL_BYTES)
+                .max_cached_files(Some(64))
+                .worker_threads(1)
+                .manual_journal_persist(true)
+                .open()?;
+            let objects = database.keyspace(KEYSPACE, || {
+                KeyspaceCreateOptions::default()
+                    .max_memtable_size(MEMTABLE_BYTES)
+                    .manual_journal_persist(true)
+                    .filter_policy(FilterPolicy::all(FilterPolicyEntry::Bloom(BloomConstructionPolicy::BitsPerKey(
+                        10.0,
+                    ))))
+            })?;
+            Ok(Self { database, objects })
+        };
+        match catch_unwind(AssertUnwindSafe(open)) {
+            Ok(result) => Ok(Box::new(result?)),
+            Err(_) => Err("the index engine panicked over its files".into()),
+        }
+    }
+}
+
+fn bytes_of(key: &Key) -> [u8; 33] {
+    let mut bytes = [0; 33];
+    bytes[0] = key.kind as u8;
+    bytes[1..].copy_from_slice(&key.hash);
+    bytes
+}
+
+impl Index for FjallIndex {
+    fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
+        let Some(bytes) = self.objects.get(bytes_of(key))? else { return Ok(None) };
+        Ok(Some(Entry::decode(&bytes).ok_or("a malformed index entry")?))
+    }
+
+    fn apply(&self, entries: &BTreeMap<Key, Entry>, state: &State) -> Result<(), IndexError> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        for (key, entry) in entries {
+            batch.insert(&self.objects, bytes_of(key), entry.encode());
+        }
+        batch.insert(&self.objects, STATE_KEY, state.encode());
+        Ok(batch.commit()?)
+    }
+
+    fn state(&self) -> Result<Option<State>, IndexError> {
+        let Some(bytes) = self.objects.get(STATE_KEY)? else { return Ok(None) };
+        Ok(Some(State::decode(&bytes).ok_or("a malformed index state")?))
+    }
+}

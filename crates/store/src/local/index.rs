@@ -1,0 +1,178 @@
+//! Where each object lies: what an index engine must do, and what it keeps.
+//!
+//! The index is disposable: everything in it can be had again from the packs. It carries a checkpoint, written in the
+//! same batch as the entries, which says up to where the packs are in it.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+use format::Codec;
+
+use crate::{Domain, Domains, Key};
+
+/// Why an engine failed.
+pub(crate) type IndexError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Where an object lies, and in which domains it is present.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) pack: u32,
+    /// The place of its record, in bytes from the beginning of the pack.
+    pub(crate) place: u32,
+    pub(crate) codec: Codec,
+    pub(crate) stored_bytes: u32,
+    pub(crate) plain_bytes: u32,
+    /// At least one, each once.
+    pub(crate) domains: Vec<Domain>,
+}
+
+impl Entry {
+    pub(crate) fn is_present(&self, domains: &Domains) -> bool {
+        self.domains.iter().any(|domain| domains.contains(*domain))
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![self.codec as u8];
+        for field in [self.pack, self.place, self.stored_bytes, self.plain_bytes] {
+            bytes.extend(field.to_le_bytes());
+        }
+        bytes.extend(self.domains.iter().flat_map(|domain| domain.0.to_le_bytes()));
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (codec, rest) = bytes.split_first()?;
+        let (fields, remainder) = rest.as_chunks::<4>();
+        let mut fields = fields.iter().map(|field| u32::from_le_bytes(*field));
+        let entry = Self {
+            codec: Codec::try_from(*codec).ok()?,
+            pack: fields.next()?,
+            place: fields.next()?,
+            stored_bytes: fields.next()?,
+            plain_bytes: fields.next()?,
+            domains: fields.map(Domain).collect(),
+        };
+        (remainder.is_empty() && !entry.domains.is_empty()).then_some(entry)
+    }
+}
+
+/// What is held, without what it allocates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Totals {
+    pub(crate) objects: u64,
+    pub(crate) plain_bytes: u64,
+    pub(crate) stored_bytes: u64,
+}
+
+impl Totals {
+    pub(crate) fn add(&mut self, entry: &Entry) {
+        self.objects += 1;
+        self.plain_bytes += u64::from(entry.plain_bytes);
+        self.stored_bytes += u64::from(entry.stored_bytes);
+    }
+
+    pub(crate) fn subtract(&mut self, entry: &Entry) {
+        self.objects = self.objects.saturating_sub(1);
+        self.plain_bytes = self.plain_bytes.saturating_sub(u64::from(entry.plain_bytes));
+        self.stored_bytes = self.stored_bytes.saturating_sub(u64::from(entry.stored_bytes));
+    }
+}
+
+/// Up to where the packs are in the index: all packs before `pack`, and this one up to `end`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) pack: u32,
+    pub(crate) end: u64,
+    /// How many records that part of the pack has, damaged ones not counted.
+    pub(crate) records: u64,
+}
+
+/// The checkpoint, the totals at it, and which store they are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State {
+    pub(crate) store_tag: [u8; 8],
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) totals: Totals,
+}
+
+const STATE_VERSION: u8 = 1;
+
+impl State {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![STATE_VERSION];
+        bytes.extend(self.store_tag);
+        let (checkpoint, totals) = (self.checkpoint, self.totals);
+        for field in [
+            u64::from(checkpoint.pack),
+            checkpoint.end,
+            checkpoint.records,
+            totals.objects,
+            totals.plain_bytes,
+            totals.stored_bytes,
+        ] {
+            bytes.extend(field.to_le_bytes());
+        }
+        bytes
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (fields, rest) = bytes.strip_prefix(&[STATE_VERSION])?.as_chunks::<8>();
+        let [store_tag, fields @ ..] = fields else { return None };
+        let mut fields = fields.iter().map(|field| u64::from_le_bytes(*field));
+        let state = Self {
+            store_tag: *store_tag,
+            checkpoint: Checkpoint {
+                pack: fields.next()?.try_into().ok()?,
+                end: fields.next()?,
+                records: fields.next()?,
+            },
+            totals: Totals { objects: fields.next()?, plain_bytes: fields.next()?, stored_bytes: fields.next()? },
+        };
+        (rest.is_empty() && fields.next().is_none()).then_some(state)
+    }
+}
+
+/// An embedded index engine. Any number of threads may call at once.
+pub(crate) trait Index: Send + Sync + Debug {
+    /// Finds an object.
+    fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError>;
+
+    /// Writes entries and the state, all or none; it need not survive the loss of power, but nothing later may survive
+    /// without it.
+    fn apply(&self, entries: &BTreeMap<Key, Entry>, state: &State) -> Result<(), IndexError>;
+
+    /// The state last written; `None` in a new index.
+    fn state(&self) -> Result<Option<State>, IndexError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entries_and_states_come_back_and_other_bytes_do_not() {
+        let entry = Entry {
+            pack: 3,
+            place: 64,
+            codec: Codec::Zstd,
+            stored_bytes: 1000,
+            plain_bytes: 65536,
+            domains: vec![Domain(0), Domain(9)],
+        };
+        let bytes = entry.encode();
+        assert_eq!(Entry::decode(&bytes), Some(entry));
+        for length in [0, 1, 16, 17, 18, bytes.len() - 1] {
+            assert_eq!(Entry::decode(&bytes[..length]), None, "{length}");
+        }
+        let state = State {
+            store_tag: [7; 8],
+            checkpoint: Checkpoint { pack: 1, end: 2, records: 3 },
+            totals: Totals { objects: 4, plain_bytes: 5, stored_bytes: 6 },
+        };
+        let bytes = state.encode();
+        assert_eq!(State::decode(&bytes), Some(state));
+        for length in 0..bytes.len() {
+            assert_eq!(State::decode(&bytes[..length]), None, "{length}");
+        }
+    }
+}

@@ -1,0 +1,168 @@
+//! One pack: an append-only file of records.
+//!
+//! Nothing read from it is believed before the record's checksum and the object's hash were checked.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use format::Stored;
+use format::pack::{
+    FooterEntry, PACK_HEADER_BYTES, PackError, PackHeader, PackSecret, RECORD_HEADER_BYTES, RecordHeader, RecordType,
+    TRAILER_BYTES, decode_footer, decode_trailer,
+};
+use quick_cache::sync::Cache;
+
+use super::disk::failed;
+use super::index::Entry;
+use crate::{Key, StoreError, checked_plain};
+
+/// How many packs are kept open for reading.
+const OPEN_PACKS: usize = 128;
+
+/// A pack, open for reading; the writer also appends to it.
+#[derive(Debug)]
+pub(crate) struct Pack {
+    pub(crate) number: u32,
+    pub(crate) path: PathBuf,
+    pub(crate) file: File,
+    pub(crate) secret: PackSecret,
+    /// The header could not be read, and the secret is the store's: read what can be read, append nothing.
+    pub(crate) header_damaged: bool,
+}
+
+/// The file of a pack.
+pub(crate) fn pack_path(directory: &Path, number: u32) -> PathBuf {
+    directory.join(format!("{number:08}.pack"))
+}
+
+/// The numbers of all packs in a directory, ascending.
+pub(crate) fn list_packs(directory: &Path) -> Result<Vec<u32>, StoreError> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
+        let name = entry.map_err(failed("list", directory))?.file_name();
+        let number = name.to_str().and_then(|name| name.strip_suffix(".pack")).and_then(|number| number.parse().ok());
+        numbers.extend(number.filter(|number| pack_path(directory, *number).file_name() == Some(&name)));
+    }
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+impl Pack {
+    /// Creates a pack with its header. The directory must be synchronised before its content counts.
+    pub(crate) fn create(directory: &Path, number: u32, secret: PackSecret) -> Result<Arc<Self>, StoreError> {
+        let path = pack_path(directory, number);
+        let mut options = fs::OpenOptions::new();
+        let options = options.read(true).write(true).create_new(true).mode(0o600);
+        let file = options.open(&path).map_err(failed("create", &path))?;
+        if let Err(error) = file.write_all_at(&PackHeader { number, secret }.encode(), 0) {
+            drop(fs::remove_file(&path));
+            return Err(failed("write", &path)(error));
+        }
+        Ok(Arc::new(Self { number, path, file, secret, header_damaged: false }))
+    }
+
+    /// Opens a pack. Where its header is damaged, the store's secret stands in.
+    pub(crate) fn open(directory: &Path, number: u32, store_secret: &PackSecret) -> Result<Arc<Self>, StoreError> {
+        let path = pack_path(directory, number);
+        let mut options = fs::OpenOptions::new();
+        let file = options.read(true).write(true).open(&path).map_err(failed("open", &path))?;
+        let mut header = [0; PACK_HEADER_BYTES];
+        let read = file.read_exact_at(&mut header, 0);
+        if let Some(error) = read.err().filter(|error| error.kind() != io::ErrorKind::UnexpectedEof) {
+            return Err(failed("read", &path)(error));
+        }
+        let (secret, header_damaged) = match PackHeader::decode(&header) {
+            Ok(header) if header.number == number => (header.secret, false),
+            Err(error @ PackError::Newer(_)) => return Err(StoreError::Newer { path, what: error.to_string() }),
+            Ok(_) | Err(_) => (*store_secret, true),
+        };
+        Ok(Arc::new(Self { number, path, file, secret, header_damaged }))
+    }
+
+    /// The file's length, in bytes.
+    pub(crate) fn length(&self) -> Result<u64, StoreError> {
+        Ok(self.file.metadata().map_err(failed("examine", &self.path))?.len())
+    }
+
+    /// Reads bytes; `None` where the file ends before them.
+    pub(crate) fn read(&self, place: u64, length: usize) -> Result<Option<Vec<u8>>, StoreError> {
+        let mut bytes = vec![0; length];
+        match self.file.read_exact_at(&mut bytes, place) {
+            Ok(()) => Ok(Some(bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+            Err(error) => Err(failed("read", &self.path)(error)),
+        }
+    }
+
+    /// Reads the header of the record at a place; `None` where there is none.
+    pub(crate) fn header_at(&self, place: u64) -> Result<Option<RecordHeader>, StoreError> {
+        let bytes = self.read(place, RECORD_HEADER_BYTES)?;
+        Ok(bytes.and_then(|bytes| RecordHeader::decode(&bytes, &self.secret, place).ok()))
+    }
+
+    /// Reads an object, as stored and plain, and checks both the record and the hash.
+    pub(crate) fn read_object(&self, key: &Key, entry: &Entry) -> Result<(Stored, Bytes), StoreError> {
+        let damaged = || StoreError::Damaged { what: key.to_string(), path: self.path.clone() };
+        if entry.stored_bytes as usize > key.kind.max_plain_bytes() {
+            return Err(damaged());
+        }
+        let place = u64::from(entry.place);
+        let length = RECORD_HEADER_BYTES + entry.stored_bytes as usize;
+        let bytes = Bytes::from(self.read(place, length)?.ok_or_else(damaged)?);
+        let header = RecordHeader::decode(&bytes, &self.secret, place).map_err(|_| damaged())?;
+        let content = bytes.slice(RECORD_HEADER_BYTES..);
+        let (stored, plain) = checked_content(key, &header, content).ok_or_else(damaged)?;
+        Ok((stored, plain))
+    }
+
+    /// Reads the footer; `None` where the pack is not full, or its footer is damaged.
+    pub(crate) fn footer(&self) -> Result<Option<Vec<FooterEntry>>, StoreError> {
+        let length = self.length()?;
+        let Some(trailer_place) = length.checked_sub(TRAILER_BYTES as u64) else { return Ok(None) };
+        let Some(trailer) = self.read(trailer_place, TRAILER_BYTES)? else { return Ok(None) };
+        let Ok(place) = decode_trailer(&trailer, &self.secret) else { return Ok(None) };
+        let Some(header) = self.header_at(place)? else { return Ok(None) };
+        let payload_place = place + RECORD_HEADER_BYTES as u64;
+        if payload_place + u64::from(header.stored_bytes) != trailer_place {
+            return Ok(None);
+        }
+        let Some(payload) = self.read(payload_place, header.stored_bytes as usize)? else { return Ok(None) };
+        Ok(decode_footer(&header, &payload).ok())
+    }
+}
+
+/// The stored and plain bytes of an object's record, if they are what its header and key say.
+pub(crate) fn checked_content(key: &Key, header: &RecordHeader, content: Bytes) -> Option<(Stored, Bytes)> {
+    if header.record != RecordType::Object || header.kind != key.kind as u8 || header.hash != key.hash {
+        return None;
+    }
+    if content.len() != header.stored_bytes as usize {
+        return None;
+    }
+    let stored = Stored { codec: header.codec, plain_bytes: header.plain_bytes, bytes: content };
+    let plain = checked_plain(key, &stored)?;
+    Some((stored, plain))
+}
+
+/// The packs of a store, opened when they are read.
+#[derive(Debug)]
+pub(crate) struct Packs {
+    pub(crate) directory: PathBuf,
+    pub(crate) secret: PackSecret,
+    open: Cache<u32, Arc<Pack>>,
+}
+
+impl Packs {
+    pub(crate) fn new(directory: PathBuf, secret: PackSecret) -> Self {
+        Self { directory, secret, open: Cache::new(OPEN_PACKS) }
+    }
+
+    /// Opens a pack, or returns it where it is open.
+    pub(crate) fn pack(&self, number: u32) -> Result<Arc<Pack>, StoreError> {
+        self.open.get_or_insert_with(&number, || Pack::open(&self.directory, number, &self.secret))
+    }
+}

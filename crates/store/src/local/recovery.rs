@@ -1,0 +1,275 @@
+//! Brings the index up to the packs: what is behind its checkpoint, or everything where it must be rebuilt.
+//!
+//! Invariants: a replay adds the packs' records in order, so that it can be broken off and gone on with at any record;
+//! bytes are cut off only from the last pack, and only behind its last intact record; damage is reported and passed
+//! over.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use format::pack::{FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordType};
+
+use super::disk::failed;
+use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals};
+use super::pack::{Pack, Packs, list_packs};
+use super::scan::{Check, Found, key_of, scan};
+use super::writer::OpenPack;
+use crate::{Domain, Key, StoreError};
+
+/// How many entries are given to the index at once.
+const BATCH_ENTRIES: usize = 4096;
+
+/// How many damaged places a report names; all are counted.
+const MAX_NAMED_DAMAGES: usize = 100;
+
+/// Opens an index engine in a directory.
+pub(crate) type OpenIndex = fn(&Path) -> Result<Box<dyn Index>, IndexError>;
+
+/// A damaged place in a pack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// The pack's file.
+    pub path: PathBuf,
+    /// The object that was there, where that can still be told.
+    pub object: Option<Key>,
+    /// Where, in bytes from the beginning of the file.
+    pub place: u64,
+    /// How long, in bytes.
+    pub length: u64,
+}
+
+/// What opening a store or rebuilding its index found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Whether the index was built anew from the packs.
+    pub index_rebuilt: bool,
+    /// How many packs there are.
+    pub packs: u64,
+    /// How many records were taken from packs into the index.
+    pub records: u64,
+    /// How many places are damaged; what was there is not present any more.
+    pub damages: u64,
+    /// The first hundred of them.
+    pub named_damages: Vec<Damage>,
+    /// How many bytes of writes that were never committed were cut off.
+    pub torn_bytes: u64,
+}
+
+/// A store's index with everything in it that the packs have, and where to go on writing.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) index: Box<dyn Index>,
+    pub(crate) state: State,
+    pub(crate) open: Option<OpenPack>,
+    pub(crate) next_number: u32,
+    pub(crate) report: RecoveryReport,
+}
+
+/// Where the index lies and which engine it is in.
+#[derive(Clone, Debug)]
+pub(crate) struct IndexPlace {
+    pub(crate) directory: PathBuf,
+    pub(crate) engine: OpenIndex,
+}
+
+/// Opens the index and brings it up to the packs, or to `limit` where the store is in use.
+pub(crate) fn recover(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Result<Recovered, StoreError> {
+    let numbers = list_packs(&packs.directory)?;
+    let (index, state, rebuilt) = open_index(place, packs, &numbers)?;
+    let report = RecoveryReport { index_rebuilt: rebuilt, packs: numbers.len() as u64, ..RecoveryReport::default() };
+    let mut replay = Replay { index, batch: BTreeMap::new(), state, report };
+    let mut open = None;
+    let last = numbers.last().copied().unwrap_or(0);
+    for number in numbers {
+        if number < state.checkpoint.pack || limit.is_some_and(|limit| number > limit.pack) {
+            continue;
+        }
+        let pack = Pack::open(&packs.directory, number, &packs.secret)?;
+        open = replay.pack(&pack, limit, number == last)?;
+    }
+    replay.flush().map_err(StoreError::Index)?;
+    let Replay { index, state, report, .. } = replay;
+    Ok(Recovered { index, state, open, next_number: last + 1, report })
+}
+
+/// Moves the index away, so that the next opening builds it anew. One such index is kept, to be looked at.
+pub(crate) fn set_index_aside(place: &IndexPlace) -> Result<(), StoreError> {
+    let aside = place.directory.with_extension("damaged");
+    for result in [fs::remove_dir_all(&aside), fs::rename(&place.directory, &aside)] {
+        match result {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed("move aside", &place.directory)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// What tells one store's index from another's.
+pub(crate) fn store_tag(packs: &Packs) -> [u8; 8] {
+    let mut tag = [0; 8];
+    tag.copy_from_slice(&blake3::hash(&packs.secret).as_bytes()[..8]);
+    tag
+}
+
+fn open_index(place: &IndexPlace, packs: &Packs, numbers: &[u32]) -> Result<(Box<dyn Index>, State, bool), StoreError> {
+    let usable = || -> Result<(Box<dyn Index>, State), IndexError> {
+        let index = (place.engine)(&place.directory)?;
+        let state = index.state()?.ok_or("the index is empty")?;
+        fits(&state, packs)?;
+        Ok((index, state))
+    };
+    if fs::exists(&place.directory).unwrap_or(true) {
+        match usable() {
+            Ok((index, state)) => return Ok((index, state, false)),
+            Err(error) => tracing::warn!(%error, index = %place.directory.display(), "chunk index is rebuilt"),
+        }
+    } else if !numbers.is_empty() {
+        tracing::warn!(index = %place.directory.display(), "chunk index is missing and is rebuilt");
+    }
+    set_index_aside(place)?;
+    let index = (place.engine)(&place.directory).map_err(StoreError::Index)?;
+    let state = State { store_tag: store_tag(packs), checkpoint: Checkpoint::default(), totals: Totals::default() };
+    // An index without state would be taken for a damaged one.
+    index.apply(&BTreeMap::new(), &state).map_err(StoreError::Index)?;
+    Ok((index, state, !numbers.is_empty()))
+}
+
+/// Whether a state is of these packs, and not of more than they hold.
+fn fits(state: &State, packs: &Packs) -> Result<(), IndexError> {
+    if state.store_tag != store_tag(packs) {
+        return Err("the index is of another store".into());
+    }
+    let Checkpoint { pack, end, .. } = state.checkpoint;
+    if pack == 0 {
+        return Ok(());
+    }
+    let length = Pack::open(&packs.directory, pack, &packs.secret)?.length()?;
+    if length < end { Err(format!("pack {pack} is shorter than it was at the last commit").into()) } else { Ok(()) }
+}
+
+/// Whether a pack was created when the power went, before even its header had reached the medium.
+fn never_written(pack: &Pack) -> Result<bool, StoreError> {
+    Ok(pack.read(0, PACK_HEADER_BYTES)?.is_none_or(|header| format::is_zero(&header)))
+}
+
+struct Replay {
+    index: Box<dyn Index>,
+    batch: BTreeMap<Key, Entry>,
+    state: State,
+    report: RecoveryReport,
+}
+
+impl Replay {
+    /// Replays one pack from the checkpoint on; returns it where it can be appended to.
+    fn pack(
+        &mut self,
+        pack: &Arc<Pack>,
+        limit: Option<Checkpoint>,
+        is_last: bool,
+    ) -> Result<Option<OpenPack>, StoreError> {
+        let length = pack.length()?;
+        let end = limit.filter(|limit| limit.pack == pack.number).map_or(length, |limit| limit.end.min(length));
+        let before = self.state.checkpoint;
+        let begun = before.pack == pack.number;
+        let from = if begun { self.state.checkpoint.end } else { PACK_HEADER_BYTES as u64 };
+        if !begun {
+            self.state.checkpoint = Checkpoint { pack: pack.number, end: from, records: 0 };
+        }
+        if pack.header_damaged && !never_written(pack)? {
+            self.damage(pack, None, 0, PACK_HEADER_BYTES as u64);
+        }
+        if end == length
+            && let Some(entries) = pack.footer()?
+        {
+            if from < length {
+                self.footer(pack.number, from, &entries)?;
+                self.state.checkpoint.end = length;
+            }
+            return Ok(None);
+        }
+        let scanned = scan(pack, from..end, Check::Content, &mut |found| match found {
+            Found::Record(record) => self.record(pack.number, &record.header, record.place),
+            Found::Damage { key, place, length } => {
+                self.damage(pack, key, place, length);
+                Ok(())
+            }
+        })?;
+        if limit.is_some() || scanned.sealed {
+            return Ok(None);
+        }
+        self.report.torn_bytes += scanned.torn_bytes;
+        if scanned.torn_bytes > 0 {
+            let torn_bytes = scanned.torn_bytes;
+            tracing::warn!(pack = %pack.path.display(), torn_bytes, "pack ends in writes that were never committed");
+        }
+        if !is_last {
+            return Ok(None);
+        }
+        if pack.header_damaged {
+            if !begun && self.state.checkpoint.records == 0 && never_written(pack)? {
+                fs::remove_file(&pack.path).map_err(failed("remove", &pack.path))?;
+                self.state.checkpoint = before;
+            }
+            return Ok(None);
+        }
+        if scanned.torn_bytes > 0 {
+            pack.file.set_len(scanned.end).map_err(failed("truncate", &pack.path))?;
+        }
+        let records = self.state.checkpoint.records;
+        Ok(Some(OpenPack { pack: pack.clone(), end: scanned.end, records }))
+    }
+
+    fn footer(&mut self, number: u32, from: u64, entries: &[FooterEntry]) -> Result<(), StoreError> {
+        let mut new = entries.iter().filter(|entry| u64::from(entry.place) >= from);
+        new.try_for_each(|entry| self.record(number, &entry.header, entry.place.into()))
+    }
+
+    fn record(&mut self, number: u32, header: &RecordHeader, place: u64) -> Result<(), StoreError> {
+        let (Some(key), Ok(at)) = (key_of(header), u32::try_from(place)) else { return Ok(()) };
+        let known = match self.batch.get(&key) {
+            Some(entry) => Some(entry.clone()),
+            None => self.index.get(&key).map_err(StoreError::Index)?,
+        };
+        let mut domains = known.as_ref().map(|entry| entry.domains.clone()).unwrap_or_default();
+        if !domains.contains(&Domain(header.domain)) {
+            domains.push(Domain(header.domain));
+        }
+        let entry = match (header.record, known) {
+            (RecordType::Claim, Some(known)) => Some(Entry { domains, ..known }),
+            (RecordType::Object, known) => {
+                // Of two copies the later one counts: the earlier one was damaged when it was written.
+                let (stored_bytes, plain_bytes) = (header.stored_bytes, header.plain_bytes);
+                let entry = Entry { pack: number, place: at, codec: header.codec, stored_bytes, plain_bytes, domains };
+                known.iter().for_each(|known| self.state.totals.subtract(known));
+                self.state.totals.add(&entry);
+                Some(entry)
+            }
+            // What is claimed was damaged, and is not there.
+            (RecordType::Claim, None) | (RecordType::Footer, _) => None,
+        };
+        self.batch.extend(entry.map(|entry| (key, entry)));
+        self.state.checkpoint.end = place + RECORD_HEADER_BYTES as u64 + u64::from(header.stored_bytes);
+        self.state.checkpoint.records += 1;
+        self.report.records += 1;
+        if self.batch.len() >= BATCH_ENTRIES { self.flush().map_err(StoreError::Index) } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<(), IndexError> {
+        self.index.apply(&self.batch, &self.state)?;
+        self.batch.clear();
+        Ok(())
+    }
+
+    fn damage(&mut self, pack: &Pack, object: Option<Key>, place: u64, length: u64) {
+        tracing::error!(pack = %pack.path.display(), place, length, ?object, "pack is damaged");
+        self.report.damages += 1;
+        if self.report.named_damages.len() < MAX_NAMED_DAMAGES {
+            self.report.named_damages.push(Damage { path: pack.path.clone(), object, place, length });
+        }
+    }
+}

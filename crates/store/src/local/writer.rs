@@ -1,0 +1,193 @@
+//! Appends records to packs.
+//!
+//! Invariant: a record is either whole or, after a failed write, cut off again. A full pack gets its footer from the
+//! commit that has made its content durable, so that what a footer lists is there even after a loss of power. Room is kept in reserve, so that a full disk stops puts before it stops the index,
+//! the roots and the catalog.
+
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use format::pack::{
+    FOOTER_ENTRY_BYTES, FooterEntry, MAX_STORED_BYTES, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader,
+    encode_footer,
+};
+
+use super::disk::{available_bytes, failed};
+use super::index::Checkpoint;
+use super::pack::{Pack, Packs};
+use super::scan::{Check, Found, scan};
+use crate::StoreError;
+
+/// The most records in a pack: its footer must fit a record.
+const MAX_RECORDS: u64 = 1 << 18;
+
+const _: () = assert!(MAX_RECORDS * FOOTER_ENTRY_BYTES as u64 <= MAX_STORED_BYTES as u64);
+
+/// How much is written before the room on the file system is asked for again, in bytes.
+const ROOM_STEP_BYTES: u64 = 1 << 20;
+
+/// A pack that is appended to.
+#[derive(Debug)]
+pub(crate) struct OpenPack {
+    pub(crate) pack: Arc<Pack>,
+    pub(crate) end: u64,
+    pub(crate) records: u64,
+}
+
+/// A pack that was written to.
+#[derive(Debug)]
+pub(crate) struct Dirty {
+    pub(crate) pack: Arc<Pack>,
+    /// Where its footer goes, if it is full.
+    pub(crate) full_at: Option<u64>,
+}
+
+/// What a commit must make durable, and what it has covered then.
+#[derive(Debug)]
+pub(crate) struct Unsynced {
+    pub(crate) packs: Vec<Dirty>,
+    pub(crate) directory: bool,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) sequence: u64,
+}
+
+/// The end of the store where records are added.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    packs: Arc<Packs>,
+    open: Option<OpenPack>,
+    /// The end of what was written, also where no pack is open.
+    position: Checkpoint,
+    next_number: u32,
+    pack_bytes: u64,
+    reserve_bytes: u64,
+    /// How much may be written before the room is asked for again.
+    room_bytes: u64,
+    dirty: Vec<Dirty>,
+    directory_dirty: bool,
+    sequence: u64,
+    buffer: Vec<u8>,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        packs: Arc<Packs>,
+        open: Option<OpenPack>,
+        position: Checkpoint,
+        next_number: u32,
+        limits: (u64, u64),
+    ) -> Self {
+        let (pack_bytes, reserve_bytes) = limits;
+        Self {
+            packs,
+            open,
+            position,
+            next_number,
+            pack_bytes,
+            reserve_bytes,
+            room_bytes: 0,
+            dirty: Vec::new(),
+            directory_dirty: false,
+            sequence: 0,
+            buffer: Vec::new(),
+        }
+    }
+
+    /// Counts the records written since the store was opened.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// The end of what was written.
+    pub(crate) fn position(&self) -> Checkpoint {
+        self.position
+    }
+
+    /// Appends a record and returns its pack and place.
+    pub(crate) fn append(&mut self, header: &RecordHeader, content: &[u8]) -> Result<(u32, u32), StoreError> {
+        let length = (RECORD_HEADER_BYTES + content.len()) as u64;
+        self.require_room(length)?;
+        let is_full = |open: &mut OpenPack| {
+            open.records > 0 && (open.end + length > self.pack_bytes || open.records >= MAX_RECORDS)
+        };
+        if let Some(full) = self.open.take_if(is_full) {
+            self.mark_dirty(&full.pack, Some(full.end));
+        }
+        if self.open.is_none() {
+            self.begin_pack()?;
+        }
+        let Some(open) = &mut self.open else { unreachable!("a pack has just been opened") };
+        let place = u32::try_from(open.end).expect("packs are full long before 4 GiB");
+        self.buffer.clear();
+        self.buffer.extend(header.encode(&open.pack.secret, open.end));
+        self.buffer.extend(content);
+        write_or_cut(&open.pack, &self.buffer, open.end)?;
+        open.end += length;
+        open.records += 1;
+        self.position = Checkpoint { pack: open.pack.number, end: open.end, records: open.records };
+        self.sequence += 1;
+        self.room_bytes = self.room_bytes.saturating_sub(length);
+        let pack = open.pack.clone();
+        self.mark_dirty(&pack, None);
+        Ok((pack.number, place))
+    }
+
+    /// Takes what has to be made durable.
+    pub(crate) fn take_unsynced(&mut self) -> Unsynced {
+        Unsynced {
+            packs: std::mem::take(&mut self.dirty),
+            directory: std::mem::take(&mut self.directory_dirty),
+            checkpoint: self.position,
+            sequence: self.sequence,
+        }
+    }
+
+    fn require_room(&mut self, length: u64) -> Result<(), StoreError> {
+        if self.room_bytes < length {
+            let spare = available_bytes(&self.packs.directory)?.saturating_sub(self.reserve_bytes);
+            if spare < length {
+                return Err(StoreError::Full { path: self.packs.directory.clone() });
+            }
+            self.room_bytes = spare.min(ROOM_STEP_BYTES.max(length));
+        }
+        Ok(())
+    }
+
+    fn begin_pack(&mut self) -> Result<(), StoreError> {
+        let pack = Pack::create(&self.packs.directory, self.next_number, self.packs.secret)?;
+        self.next_number += 1;
+        self.directory_dirty = true;
+        self.open = Some(OpenPack { pack, end: PACK_HEADER_BYTES as u64, records: 0 });
+        Ok(())
+    }
+
+    fn mark_dirty(&mut self, pack: &Arc<Pack>, full_at: Option<u64>) {
+        match self.dirty.last_mut().filter(|last| last.pack.number == pack.number) {
+            Some(last) => last.full_at = full_at,
+            None => self.dirty.push(Dirty { pack: pack.clone(), full_at }),
+        }
+    }
+}
+
+/// Ends a full pack, whose content is durable, with its footer. Without one it is as good, but slower to read anew.
+pub(crate) fn seal(pack: &Pack, end: u64) -> Result<(), StoreError> {
+    let mut entries = Vec::new();
+    scan(pack, PACK_HEADER_BYTES as u64..end, Check::Headers, &mut |found| {
+        if let Found::Record(record) = found {
+            let place = u32::try_from(record.place).expect("packs are full long before 4 GiB");
+            entries.push(FooterEntry { header: record.header, place });
+        }
+        Ok(())
+    })?;
+    write_or_cut(pack, &encode_footer(&entries, &pack.secret, end), end)?;
+    pack.file.sync_data().map_err(failed("synchronise", &pack.path))
+}
+
+/// Writes at the end of a pack; what could be written only in part is cut off.
+fn write_or_cut(pack: &Pack, bytes: &[u8], end: u64) -> Result<(), StoreError> {
+    pack.file.write_all_at(bytes, end).map_err(|error| {
+        // Where even this fails, the remainder is overwritten by the next record or passed over by the next scan.
+        let _ = pack.file.set_len(end);
+        failed("write", &pack.path)(error)
+    })
+}

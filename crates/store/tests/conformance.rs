@@ -1,0 +1,30 @@
+//! Every implementation keeps the promises of the trait.
+
+use std::sync::Arc;
+
+use store::{LocalOptions, LocalStore, MemoryStore, conformance};
+
+#[test]
+fn in_memory() {
+    conformance::check(&|| {
+        let store = Arc::new(MemoryStore::new());
+        Box::new(move || store.clone())
+    });
+}
+
+fn local(options: LocalOptions) {
+    conformance::check(&|| {
+        let directory = tempfile::tempdir().unwrap();
+        Box::new(move || LocalStore::open(directory.path(), options).unwrap())
+    });
+}
+
+#[test]
+fn in_a_directory() {
+    local(LocalOptions::default());
+}
+
+#[test]
+fn in_a_directory_of_many_small_packs_without_cache() {
+    local(LocalOptions { pack_bytes: 50_000, cache_bytes: 0, reserve_bytes: 0 });
+}

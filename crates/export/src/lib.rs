@@ -1,1 +1,15 @@
-//! Placeholder.
+//! Volumes and snapshots as block devices for others: one module per transport, over one core that takes any offset
+//! and any length.
+//!
+//! Participants: a transport's client (a hypervisor, a kernel, a copying tool), which may be careless or hostile but
+//! has been given the device; and a [`volume::BlockDevice`], which may have to wait for the network. Invariants: no
+//! reply is sent before it is true; what is here is served at once even while other requests wait for what is not; no
+//! client's bytes make this crate panic or hold memory beyond its bounds. It knows nothing of catalogs, attachments or
+//! peers.
+
+mod disk;
+mod exports;
+pub mod nbd;
+
+pub use exports::{Exports, SingleExport};
+pub use nbd::{ExportError, Listen, NbdOptions, NbdServer};

@@ -1,0 +1,23 @@
+//! NBD: the network block device protocol over unix sockets and TCP.
+//!
+//! The server speaks fixed newstyle with structured replies (not extended headers, not TLS); see "NBD exports" in
+//! docs/protocol.md. [`protocol`] and [`option`] are the wire, `negotiation` the handshake, `connection` the loop of
+//! receive, serve and send, `transmission` what each request does, `wait` what becomes of reads whose data are
+//! elsewhere, `server` the threads around it all.
+
+mod connection;
+pub mod context;
+mod input;
+mod link;
+mod listen;
+mod negotiation;
+pub mod option;
+pub mod protocol;
+pub mod refusal;
+mod reply;
+mod server;
+mod transmission;
+mod wait;
+
+pub use listen::Listen;
+pub use server::{ExportError, NbdOptions, NbdServer};

@@ -1,0 +1,125 @@
+//! One connection after the handshake: receive, serve all that is complete, send, again.
+//!
+//! Only this thread reads from and writes to the socket. While requests wait for the network it sleeps in a poll, and
+//! when as many wait as may, it receives no more. It ends when the client has disconnected, when it is told to, or when
+//! the stream is out of step; waits that are left are cancelled then.
+
+use std::io;
+use std::sync::Arc;
+
+use super::input::Input;
+use super::link::{Link, Ready};
+use super::protocol::{NBD_CMD_DISC, REQUEST_BYTES, Request, WrongMagic, decode_request};
+use super::refusal::{Refusal, check};
+use super::transmission::Transmission;
+
+/// Why a connection ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionError {
+    /// The socket failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// The stream is out of step.
+    #[error("the client sent no request where one belongs")]
+    OutOfStep(#[from] WrongMagic),
+    /// The client went away with requests unanswered.
+    #[error("the client is gone")]
+    HungUp,
+}
+
+/// A refused write's payload, which is received and thrown away before the refusal is sent.
+#[derive(Debug)]
+struct Skip {
+    left: u64,
+    request: Request,
+    refusal: Refusal,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    link: Arc<Link>,
+    input: Input,
+    transmission: Transmission,
+    skip: Option<Skip>,
+    disconnecting: bool,
+}
+
+impl Connection {
+    pub(crate) fn new(link: Arc<Link>, transmission: Transmission) -> Connection {
+        Connection { link, input: Input::new(), transmission, skip: None, disconnecting: false }
+    }
+
+    /// Serves until the end.
+    pub(crate) fn run(&mut self) -> Result<(), ConnectionError> {
+        loop {
+            for ended in self.transmission.waits.take() {
+                self.transmission.ended(ended)?;
+            }
+            self.serve()?;
+            self.transmission.send()?;
+            let waiting = !self.transmission.waits.is_empty();
+            let ending = self.disconnecting || self.link.draining();
+            if ending && !waiting {
+                return Ok(());
+            }
+            let receiving = !ending && !self.transmission.waits.is_full();
+            if waiting {
+                match self.link.wait(receiving)? {
+                    Ready::HungUp => return Err(ConnectionError::HungUp),
+                    Ready::Event => continue,
+                    Ready::Socket => {}
+                }
+            }
+            // When we are told to end, the stream ends too: then nothing is lost.
+            if !self.receive()? && !self.link.draining() {
+                return self.end_of_stream();
+            }
+        }
+    }
+
+    fn receive(&mut self) -> io::Result<bool> {
+        let length = self.link.receive(self.input.room())?;
+        self.input.filled(length);
+        Ok(length > 0)
+    }
+
+    /// A client that leaves without a word loses what it waits for.
+    fn end_of_stream(&self) -> Result<(), ConnectionError> {
+        let idle = self.transmission.waits.is_empty() && self.input.received().is_empty() && self.skip.is_none();
+        if idle { Ok(()) } else { Err(ConnectionError::HungUp) }
+    }
+
+    /// Serves every complete request that was received, as long as another one may have to wait.
+    fn serve(&mut self) -> Result<(), ConnectionError> {
+        while !self.disconnecting && !self.transmission.waits.is_full() {
+            if let Some(skip) = &mut self.skip {
+                let received = self.input.received().len();
+                let length = usize::try_from(skip.left).unwrap_or(usize::MAX).min(received);
+                self.input.consume(length);
+                skip.left -= length as u64;
+                if skip.left > 0 {
+                    return Ok(());
+                }
+                self.transmission.refuse(&skip.request, &skip.refusal)?;
+                self.skip = None;
+            }
+            let Some(header) = self.input.header() else { return Ok(()) };
+            let request = decode_request(header)?;
+            if request.command == NBD_CMD_DISC {
+                self.disconnecting = true;
+                return Ok(());
+            }
+            if let Err(refusal) = check(&request, &self.transmission.limits()) {
+                self.input.consume(REQUEST_BYTES);
+                self.skip = Some(Skip { left: u64::from(request.payload_bytes()), request, refusal });
+                continue;
+            }
+            let Some(payload) = self.input.payload(request.payload_bytes()) else { return Ok(()) };
+            let length = REQUEST_BYTES + payload.len();
+            self.transmission.perform(&request, payload)?;
+            self.input.consume(length);
+        }
+        Ok(())
+    }
+}

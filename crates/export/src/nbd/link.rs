@@ -1,0 +1,166 @@
+//! One connection's socket, and how other threads reach the thread that serves it.
+//!
+//! The serving thread sleeps in a receive, or in a poll of socket and event when something else may happen. Others
+//! never touch the stream's content: they wake it, or shut the socket down, which ends its sleep.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+
+/// A wake-up call between threads.
+#[derive(Debug)]
+pub(crate) struct Event(OwnedFd);
+
+impl Event {
+    pub(crate) fn new() -> io::Result<Event> {
+        Ok(Event(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?))
+    }
+
+    pub(crate) fn wake(&self) {
+        // Any number but zero will do. It fails only when the counter is full: then the other side was woken already.
+        let _ = rustix::io::write(&self.0, &1_u64.to_le_bytes());
+    }
+
+    pub(crate) fn clear(&self) {
+        // It fails only when nobody has called.
+        let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
+    }
+
+    pub(crate) fn descriptor(&self) -> &OwnedFd {
+        &self.0
+    }
+}
+
+/// What ended a sleep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ready {
+    /// There is something to receive, be it the end.
+    Socket,
+    /// Another thread has called.
+    Event,
+    /// The client is gone.
+    HungUp,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub(crate) struct Link {
+    socket: OwnedFd,
+    event: Event,
+    draining: AtomicBool,
+}
+
+impl Link {
+    pub(crate) fn new(socket: OwnedFd) -> io::Result<Link> {
+        Ok(Link { socket, event: Event::new()?, draining: AtomicBool::new(false) })
+    }
+
+    /// Receives at least one byte, or 0 at the end of the stream.
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        debug_assert!(!buffer.is_empty(), "an empty receive looks like the end");
+        loop {
+            match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
+                Err(Errno::INTR) => {}
+                result => return Ok(result?.0),
+            }
+        }
+    }
+
+    /// Receives exactly this many bytes.
+    pub(crate) fn receive_exact(&self, buffer: &mut [u8]) -> io::Result<()> {
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match self.receive(&mut buffer[filled..])? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                length => filled += length,
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        let mut left = bytes;
+        while !left.is_empty() {
+            match send(&self.socket, left, SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                result => left = &left[result?..],
+            }
+        }
+        Ok(())
+    }
+
+    /// Bounds every receive and send from now on, or lets them wait for ever.
+    pub(crate) fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
+        set_socket_timeout(&self.socket, Timeout::Recv, timeout)?;
+        set_socket_timeout(&self.socket, Timeout::Send, timeout)?;
+        Ok(())
+    }
+
+    /// Sleeps until another thread calls, the client is gone, or, if `receiving`, there is something to receive.
+    pub(crate) fn wait(&self, receiving: bool) -> io::Result<Ready> {
+        // When we have shut our own side down, the socket reports the end of the stream for ever.
+        let of_socket = if self.draining() {
+            PollFlags::empty()
+        } else if receiving {
+            PollFlags::IN | PollFlags::RDHUP
+        } else {
+            PollFlags::RDHUP
+        };
+        let mut watched = [PollFd::new(&self.socket, of_socket), PollFd::new(&self.event.0, PollFlags::IN)];
+        loop {
+            match poll(&mut watched, None) {
+                Err(Errno::INTR) => {}
+                result => {
+                    result?;
+                    break;
+                }
+            }
+        }
+        let of_socket = watched[0].revents();
+        if !watched[1].revents().is_empty() {
+            self.event.clear();
+            return Ok(Ready::Event);
+        }
+        let gone = if self.draining() {
+            PollFlags::HUP | PollFlags::ERR
+        } else {
+            PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP
+        };
+        // What was sent before hanging up is still received, and served.
+        if receiving && of_socket.contains(PollFlags::IN) {
+            return Ok(Ready::Socket);
+        }
+        Ok(if of_socket.intersects(gone) { Ready::HungUp } else { Ready::Event })
+    }
+
+    /// Calls the serving thread.
+    pub(crate) fn wake(&self) {
+        self.event.wake();
+    }
+
+    /// Whether no more requests are to be received.
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    /// Lets the serving thread finish what it has received, and then end.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+        // It fails only when the client is gone already.
+        let _ = shutdown(&self.socket, Shutdown::Read);
+        self.wake();
+    }
+
+    /// Makes the serving thread end as soon as it has come back from the device.
+    pub(crate) fn close(&self) {
+        self.draining.store(true, Ordering::Release);
+        let _ = shutdown(&self.socket, Shutdown::Both);
+        self.wake();
+    }
+}

@@ -1,0 +1,300 @@
+//! What each request does, and its reply.
+//!
+//! What is here is served at once, on the connection's thread, into the replies that are gathered for the next send.
+//! What is not becomes a wait, answered out of order when it ends. Nothing is answered before it is true: a write's
+//! reply is made after the device has returned.
+
+use std::io;
+use std::sync::Arc;
+
+use volume::{DeviceError, Durability, ExtentKind, Readiness};
+
+use super::context::{Context, descriptors};
+use super::link::Link;
+use super::protocol::{
+    NBD_CMD_BLOCK_STATUS, NBD_CMD_CACHE, NBD_CMD_FLAG_DF, NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_FLAG_FUA,
+    NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES, NBD_EIO,
+    NBD_ENOTSUP, Request,
+};
+use super::refusal::{Limits, Refusal};
+use super::reply::Replies;
+use super::wait::{Ended, Purpose, Waits};
+use crate::disk::{Disk, Written};
+
+/// Reads from this length on are looked at for zeroes that need not be sent.
+const HOLES_FROM_BYTES: usize = 64 << 10;
+/// Zeroes shorter than this are sent as data.
+const HOLE_BYTES: u64 = 4096;
+/// The largest content of one chunk, where a reply may be split.
+const PIECE_BYTES: usize = 512 << 10;
+/// From this length on, a waited-for answer is sent from where it lies.
+const DIRECT_BYTES: usize = 64 << 10;
+/// Most extents looked at for one piece of a read.
+const EXTENTS_OF_READ: usize = 32;
+/// Most extents told in one block status.
+const EXTENTS_OF_STATUS: usize = 1024;
+/// Most extents looked at for one cache request.
+const EXTENTS_OF_CACHE: usize = 4096;
+
+/// What was agreed on with the client.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    pub(crate) structured: bool,
+    pub(crate) contexts: Vec<Context>,
+}
+
+/// A connection's way from requests to replies.
+#[derive(Debug)]
+pub(crate) struct Transmission {
+    link: Arc<Link>,
+    disk: Disk,
+    terms: Terms,
+    replies: Replies,
+    pub(crate) waits: Waits,
+}
+
+impl Transmission {
+    pub(crate) fn new(link: Arc<Link>, disk: Disk, terms: Terms, waits: Waits) -> Transmission {
+        Transmission { link, disk, terms, replies: Replies::new(), waits }
+    }
+
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            size_bytes: self.disk.size_bytes(),
+            read_only: self.disk.read_only(),
+            structured: self.terms.structured,
+            contexts: !self.terms.contexts.is_empty(),
+        }
+    }
+
+    /// Sends what was gathered.
+    pub(crate) fn send(&mut self) -> io::Result<()> {
+        if !self.replies.pending().is_empty() {
+            self.link.send(self.replies.pending())?;
+            self.replies.clear();
+        }
+        Ok(())
+    }
+
+    /// Answers an error.
+    pub(crate) fn refuse(&mut self, request: &Request, refusal: &Refusal) -> io::Result<()> {
+        self.make_room(refusal.message.len())?;
+        tracing::debug!(?request, error = refusal.error, reason = refusal.message, "request refused");
+        self.replies.error(request.cookie, self.terms.structured, refusal);
+        Ok(())
+    }
+
+    /// Does a request that was checked, or lets it wait.
+    pub(crate) fn perform(&mut self, request: &Request, payload: &[u8]) -> io::Result<()> {
+        let length = u64::from(request.length);
+        let durability = if request.has(NBD_CMD_FLAG_FUA) { Durability::Power } else { Durability::Process };
+        match request.command {
+            NBD_CMD_READ => self.read(request),
+            NBD_CMD_WRITE => {
+                let written = self.disk.write(request.offset, payload, durability);
+                self.written(request, written, payload)
+            }
+            NBD_CMD_WRITE_ZEROES => {
+                let written = self.disk.write_zeroes(request.offset, length, durability);
+                self.written(request, written, &[])
+            }
+            NBD_CMD_TRIM => {
+                let done = self.disk.discard(request.offset, length, durability);
+                self.written(request, done.map(|()| Written::Done), &[])
+            }
+            NBD_CMD_FLUSH => {
+                let done = self.disk.flush();
+                self.written(request, done.map(|()| Written::Done), &[])
+            }
+            NBD_CMD_CACHE => self.cache(request),
+            NBD_CMD_BLOCK_STATUS => self.status(request),
+            command => unreachable!("command {command} was checked before"),
+        }
+    }
+
+    /// Answers a request whose wait has ended.
+    pub(crate) fn ended(&mut self, ended: Ended) -> io::Result<()> {
+        let Ended { request, purpose, outcome, .. } = ended;
+        match (outcome, purpose) {
+            (Err(refusal), _) => self.refuse(&request, &refusal),
+            (Ok(_), Purpose::Cache) => self.succeed(&request),
+            (Ok(_), Purpose::Retry(payload)) => self.perform(&request, &payload),
+            (Ok(data), Purpose::Read(offset)) => {
+                self.make_room(0)?;
+                self.content(&request, true, offset, length_of(data.len()));
+                if data.len() >= DIRECT_BYTES {
+                    self.send()?;
+                    return self.link.send(&data);
+                }
+                self.make_room(data.len())?;
+                self.replies.space(data.len()).copy_from_slice(&data);
+                Ok(())
+            }
+        }
+    }
+
+    fn read(&mut self, request: &Request) -> io::Result<()> {
+        let length = request.length as usize;
+        if !self.terms.structured || request.has(NBD_CMD_FLAG_DF) {
+            self.read_run(request, request.offset, length)?;
+            return Ok(());
+        }
+        let end = request.offset + u64::from(request.length);
+        let mut offset = request.offset;
+        while offset < end {
+            let piece = PIECE_BYTES.min(length_within(end - offset));
+            for (length, zero) in self.runs(offset, piece) {
+                if zero {
+                    self.make_room(0)?;
+                    let done = offset + length as u64 == end;
+                    self.replies.hole(request.cookie, done, offset, length_of(length));
+                } else if !self.read_run(request, offset, length)? {
+                    return Ok(());
+                }
+                offset += length as u64;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads one run of a request into the replies; false if the rest of the request was answered, or waits.
+    fn read_run(&mut self, request: &Request, offset: u64, length: usize) -> io::Result<bool> {
+        self.make_room(length)?;
+        let mark = self.replies.mark();
+        let end = request.offset + u64::from(request.length);
+        self.content(request, offset + length as u64 == end, offset, length_of(length));
+        match self.disk.try_read(offset, self.replies.space(length)) {
+            Ok(Readiness::Ready) => return Ok(true),
+            Ok(Readiness::Wait) => {
+                self.replies.take_back(mark);
+                let rest = vec![(offset, length_within(end - offset))];
+                self.waits.begin(&self.disk, *request, Purpose::Read(offset), rest);
+            }
+            Err(error) => {
+                self.replies.take_back(mark);
+                self.fail(request, &error, false)?;
+            }
+        }
+        Ok(false)
+    }
+
+    /// The header of a read's content.
+    fn content(&mut self, request: &Request, done: bool, offset: u64, length: u32) {
+        if self.terms.structured {
+            self.replies.data(request.cookie, done, offset, length);
+        } else {
+            self.replies.simple(request.cookie, 0);
+        }
+    }
+
+    /// A range as runs of (length, whether it is all zero); together they are as long as the range.
+    fn runs(&self, offset: u64, length: usize) -> Vec<(usize, bool)> {
+        if length < HOLES_FROM_BYTES {
+            return vec![(length, false)];
+        }
+        // An error shows up in the read itself, where it can be answered.
+        let extents = self.disk.extents(offset, length as u64, EXTENTS_OF_READ).unwrap_or_default();
+        let mut runs: Vec<(usize, bool)> = Vec::new();
+        let mut left = length;
+        let mut append = |length: usize, zero: bool| match runs.last_mut() {
+            Some((before, same)) if *same == zero => *before += length,
+            _ => runs.push((length, zero)),
+        };
+        for extent in extents {
+            let empty = matches!(extent.kind, ExtentKind::Zero | ExtentKind::Hole);
+            let length = length_within(extent.length).min(left);
+            append(length, empty && extent.length >= HOLE_BYTES);
+            left -= length;
+        }
+        if left > 0 {
+            append(left, false);
+        }
+        runs
+    }
+
+    /// Answers what a change came to.
+    fn written(&mut self, request: &Request, written: Result<Written, DeviceError>, payload: &[u8]) -> io::Result<()> {
+        match written {
+            Ok(Written::Done) => self.succeed(request),
+            Ok(Written::Needs { .. }) if request.has(NBD_CMD_FLAG_FAST_ZERO) => {
+                self.refuse(request, &Refusal::new(NBD_ENOTSUP, "a sector at the edge is not here"))
+            }
+            Ok(Written::Needs { offset, length }) => {
+                let retry = Purpose::Retry(payload.to_vec());
+                self.waits.begin(&self.disk, *request, retry, vec![(offset, length)]);
+                Ok(())
+            }
+            Err(error) => self.fail(request, &error, true),
+        }
+    }
+
+    fn cache(&mut self, request: &Request) -> io::Result<()> {
+        let extents = match self.disk.extents(request.offset, u64::from(request.length), EXTENTS_OF_CACHE) {
+            Ok(extents) => extents,
+            Err(error) => return self.fail(request, &error, false),
+        };
+        let mut offset = request.offset;
+        let mut absent = Vec::new();
+        for extent in extents {
+            let end = offset + extent.length;
+            if extent.kind == ExtentKind::Absent {
+                while offset < end {
+                    let piece = PIECE_BYTES.min(length_within(end - offset));
+                    absent.push((offset, piece));
+                    offset += piece as u64;
+                }
+            }
+            offset = end;
+        }
+        if absent.is_empty() {
+            return self.succeed(request);
+        }
+        self.waits.begin(&self.disk, *request, Purpose::Cache, absent);
+        Ok(())
+    }
+
+    fn status(&mut self, request: &Request) -> io::Result<()> {
+        let extents = match self.disk.extents(request.offset, u64::from(request.length), EXTENTS_OF_STATUS) {
+            Ok(extents) if extents.is_empty() => {
+                return self.refuse(request, &Refusal::new(NBD_EIO, "the disk told nothing of the range"));
+            }
+            Ok(extents) => extents,
+            Err(error) => return self.fail(request, &error, false),
+        };
+        let contexts = self.terms.contexts.clone();
+        for (index, context) in contexts.iter().enumerate() {
+            let all = descriptors(*context, &extents, request.has(NBD_CMD_FLAG_REQ_ONE));
+            self.make_room(8 * all.len())?;
+            self.replies.status(request.cookie, index + 1 == contexts.len(), context.id(), &all);
+        }
+        Ok(())
+    }
+
+    fn succeed(&mut self, request: &Request) -> io::Result<()> {
+        self.make_room(0)?;
+        self.replies.simple(request.cookie, 0);
+        Ok(())
+    }
+
+    fn fail(&mut self, request: &Request, error: &DeviceError, writing: bool) -> io::Result<()> {
+        let refusal = Refusal::of(error, writing);
+        if refusal.error == NBD_EIO {
+            tracing::error!(?request, error = refusal.message, "the disk failed a request");
+        }
+        self.refuse(request, &refusal)
+    }
+
+    /// Sends what was gathered, if so many more bytes and their frame do not fit.
+    fn make_room(&mut self, content: usize) -> io::Result<()> {
+        if self.replies.fits(content) { Ok(()) } else { self.send() }
+    }
+}
+
+/// A length that is at most a request's.
+fn length_of(length: usize) -> u32 {
+    u32::try_from(length).expect("a request's length is 32 bits")
+}
+
+fn length_within(length: u64) -> usize {
+    usize::try_from(length).expect("a request fits in memory")
+}

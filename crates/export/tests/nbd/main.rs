@@ -1,0 +1,12 @@
+//! The NBD server, by raw sockets and by other people's tools.
+
+#![expect(clippy::unwrap_used, reason = "what cannot be unwrapped fails its test")]
+
+mod client;
+mod memory_disk;
+
+mod absent_data_blocks_nobody;
+mod bad_input_ends_nothing_more_than_it_must;
+mod handshake_follows_the_protocol;
+mod requests_mean_what_the_protocol_says;
+mod stopping_loses_nothing;

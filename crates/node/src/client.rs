@@ -82,12 +82,12 @@ impl Client {
         decode(&self.request(Method::POST, path, Some(body)).await?)
     }
 
-    /// Sends a `DELETE`; what the node answers, if anything, is of no interest.
+    /// Sends a `DELETE` and decodes the answer; an empty one is `null`.
     ///
     /// # Errors
     /// As [`get`](Client::get).
-    pub async fn delete(&self, path: &str) -> Result<(), ApiError> {
-        self.request(Method::DELETE, path, None).await.map(drop)
+    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T, ApiError> {
+        decode(&self.request(Method::DELETE, path, None).await?)
     }
 
     async fn request(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Bytes, ApiError> {

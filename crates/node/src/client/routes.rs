@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::Client;
 use crate::api::{
@@ -39,7 +39,7 @@ impl Client {
     }
 
     /// Removes a bucket from this node.
-    pub async fn remove_bucket(&self, bucket: &str) -> Answer<()> {
+    pub async fn remove_bucket(&self, bucket: &str) -> Answer<Value> {
         self.delete(&format!("/v1/buckets/{}", segment(bucket))).await
     }
 
@@ -64,7 +64,7 @@ impl Client {
     }
 
     /// Takes a bucket's reference back from its Indexer.
-    pub async fn unpublish(&self, bucket: &str) -> Answer<serde_json::Value> {
+    pub async fn unpublish(&self, bucket: &str) -> Answer<Value> {
         self.post(&format!("/v1/buckets/{}/unpublish", segment(bucket)), &json!({})).await
     }
 
@@ -79,7 +79,7 @@ impl Client {
     }
 
     /// Stops following; what is here stays.
-    pub async fn unsubscribe(&self, bucket: &str) -> Answer<()> {
+    pub async fn unsubscribe(&self, bucket: &str) -> Answer<Value> {
         self.delete(&format!("/v1/subscriptions/{}", segment(bucket))).await
     }
 
@@ -114,7 +114,7 @@ impl Client {
     }
 
     /// Removes a volume.
-    pub async fn remove_volume(&self, volume: &str) -> Answer<()> {
+    pub async fn remove_volume(&self, volume: &str) -> Answer<Value> {
         self.delete(&format!("/v1/volumes/{}", segment(volume))).await
     }
 
@@ -140,7 +140,7 @@ impl Client {
     }
 
     /// Withdraws a version.
-    pub async fn retire_snapshot(&self, snapshot: &str) -> Answer<()> {
+    pub async fn retire_snapshot(&self, snapshot: &str) -> Answer<Value> {
         self.delete(&format!("/v1/snapshots/{}", segment(snapshot))).await
     }
 
@@ -154,9 +154,10 @@ impl Client {
         self.post("/v1/attachments", request).await
     }
 
-    /// Ends an attachment.
-    pub async fn detach(&self, target: &str) -> Answer<()> {
-        self.delete(&format!("/v1/attachments/{}", segment(target))).await
+    /// Ends an attachment; one in use only by force.
+    pub async fn detach(&self, target: &str, force: bool) -> Answer<Value> {
+        let query = if force { "?force=true" } else { "" };
+        self.delete(&format!("/v1/attachments/{}{query}", segment(target))).await
     }
 
     /// Lists the tasks.

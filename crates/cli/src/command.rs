@@ -1,0 +1,56 @@
+//! The commands: a module per noun, or per verb that needs none.
+
+pub(crate) mod attach;
+pub(crate) mod bucket;
+pub(crate) mod clone;
+pub(crate) mod completion;
+pub(crate) mod hydrate;
+pub(crate) mod import;
+pub(crate) mod login;
+pub(crate) mod materialize;
+pub(crate) mod place;
+pub(crate) mod publish;
+pub(crate) mod snapshot;
+pub(crate) mod status;
+pub(crate) mod store;
+pub(crate) mod subscribe;
+pub(crate) mod task;
+pub(crate) mod token;
+pub(crate) mod volume;
+
+use crate::arguments::{Arguments, Command};
+use crate::context::Context;
+use crate::failure::Outcome;
+
+/// Runs what was asked for.
+pub(crate) fn run(arguments: Arguments) -> Outcome {
+    let context = Context::new(&arguments.global);
+    match arguments.command {
+        Command::Completion(arguments) => completion::run(&arguments),
+        talking => context.block_on(talk(&context, talking)),
+    }
+}
+
+/// Runs a command that talks to a node.
+async fn talk(context: &Context, command: Command) -> Outcome {
+    match command {
+        Command::Import(arguments) => import::run(context, arguments).await,
+        Command::Materialize(arguments) => materialize::run(context, arguments).await,
+        Command::Clone(arguments) => clone::run(context, arguments).await,
+        Command::Attach(arguments) => attach::attach(context, arguments).await,
+        Command::Detach(arguments) => attach::detach(context, arguments).await,
+        Command::Hydrate(arguments) => hydrate::run(context, arguments).await,
+        Command::Publish(arguments) => publish::publish(context, arguments).await,
+        Command::Unpublish(arguments) => publish::unpublish(context, arguments).await,
+        Command::Subscribe(arguments) => subscribe::subscribe(context, arguments).await,
+        Command::Unsubscribe(arguments) => subscribe::unsubscribe(context, arguments).await,
+        Command::Snapshot(arguments) => snapshot::run(context, arguments).await,
+        Command::Volume(arguments) => volume::run(context, arguments).await,
+        Command::Bucket(arguments) => bucket::run(context, arguments).await,
+        Command::Task(arguments) => task::run(context, arguments).await,
+        Command::Status(_) => status::run(context).await,
+        Command::Login(arguments) => login::run(context, arguments).await,
+        Command::Store(arguments) => store::run(context, arguments).await,
+        Command::Completion(_) => unreachable!("runs without a node"),
+    }
+}

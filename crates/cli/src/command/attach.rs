@@ -1,0 +1,138 @@
+//! `brant attach` and `brant detach`: volumes and snapshots as block devices.
+
+use jiff::SignedDuration;
+use node::api::{AttachRequest, Attachment, Transport};
+
+use crate::arguments::choice;
+use crate::context::Context;
+use crate::failure::Outcome;
+use crate::output::table::Table;
+
+/// Make a volume or snapshot a block device, or list what is one
+///
+/// Prints the URI. A snapshot is read-only. An attachment lasts until it is detached, across restarts of the node, at
+/// the same socket. Without a target, lists the attachments.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "Examples:
+  brant attach web1
+  brant attach vms/web@3 --listen 127.0.0.1:10809
+  brant attach
+  qemu-system-x86_64 -m 1G -drive file=$(brant attach web1),format=raw,if=virtio")]
+pub(crate) struct AttachArguments {
+    /// A volume, BUCKET/OBJECT[@VERSION], or a snapshot id
+    #[arg(value_name = "VOLUME|SNAPSHOT")]
+    target: Option<String>,
+    /// The disk, of a snapshot that has several
+    #[arg(long, value_name = "NAME", requires = "target")]
+    disk: Option<String>,
+    /// How it becomes visible
+    #[arg(long, default_value = "nbd", value_parser = choice::<Transport>(&["nbd"]))]
+    via: Transport,
+    /// Listen on a TCP address instead of a unix socket
+    #[arg(long, value_name = "IP:PORT", requires = "target")]
+    listen: Option<String>,
+    /// Allow plain NBD beyond the loopback addresses, where anyone on the way can read and change it
+    #[arg(long, requires = "listen")]
+    insecure_listen: bool,
+    /// Fail reads of what nobody has after this time, such as 30s or 5min [default: never]
+    #[arg(long, value_name = "TIME", value_parser = milliseconds, requires = "target")]
+    read_timeout: Option<u64>,
+}
+
+/// End an attachment
+///
+/// Every acknowledged write has reached the node. One whose clients are connected is ended only by force.
+#[derive(clap::Args, Debug)]
+#[command(after_long_help = "Example:
+  brant detach web1")]
+pub(crate) struct DetachArguments {
+    /// What was attached
+    #[arg(value_name = "VOLUME|SNAPSHOT")]
+    target: String,
+    /// End it though clients are connected; reads that wait fail
+    #[arg(long)]
+    force: bool,
+}
+
+pub(crate) async fn attach(context: &Context, arguments: AttachArguments) -> Outcome {
+    let Some(target) = arguments.target else { return list(context).await };
+    let request = AttachRequest {
+        target,
+        disk: arguments.disk,
+        via: arguments.via,
+        listen: arguments.listen,
+        insecure_listen: arguments.insecure_listen,
+        read_timeout_ms: arguments.read_timeout,
+    };
+    let attachment = context.client.attach(&request).await?;
+    context.output.show(&attachment, |_| attachment.uri.clone())?;
+    context.output.note(&format!("for QEMU: {}", qemu(&attachment)));
+    Ok(())
+}
+
+async fn list(context: &Context) -> Outcome {
+    let attachments = context.client.attachments().await?;
+    context.output.list(&attachments, "nothing is attached", |view| {
+        let mut table = Table::new().words("TARGET").words("ACCESS").numbers("CLIENTS").texts("URI");
+        for attachment in &attachments {
+            let access = if attachment.read_only { "read-only" } else { "read-write" };
+            table.row([
+                attachment.target.clone(),
+                access.to_owned(),
+                attachment.connections.to_string(),
+                attachment.uri.clone(),
+            ]);
+        }
+        table.render(view.width)
+    })
+}
+
+pub(crate) async fn detach(context: &Context, arguments: DetachArguments) -> Outcome {
+    let detached = context.client.detach(&arguments.target, arguments.force).await?;
+    context.output.done(&detached, &format!("detached {}", arguments.target))
+}
+
+/// QEMU's argument for an attachment (a comma in a value is doubled: qemu(1), `-drive`).
+fn qemu(attachment: &Attachment) -> String {
+    let read_only = if attachment.read_only { ",readonly=on" } else { "" };
+    format!("-drive 'file={},format=raw,if=virtio{read_only}'", attachment.uri.replace(',', ",,"))
+}
+
+/// Reads a time such as `30s`, in milliseconds.
+fn milliseconds(text: &str) -> Result<u64, String> {
+    let duration: Option<SignedDuration> = text.parse().ok();
+    let ms = duration.and_then(|duration| u64::try_from(duration.as_millis()).ok()).filter(|ms| *ms > 0);
+    ms.ok_or_else(|| "write a time such as 500ms, 30s or 5min".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_need_a_unit() {
+        assert_eq!(milliseconds("30s"), Ok(30_000));
+        assert_eq!(milliseconds("5min"), Ok(300_000));
+        assert_eq!(milliseconds("500ms"), Ok(500));
+        for bad in ["", "30", "-3s", "0s", "soon"] {
+            assert!(milliseconds(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_comma_in_a_uri_does_not_end_qemus_value() {
+        let attachment = Attachment {
+            target: "vms/web@3".to_owned(),
+            via: Transport::Nbd,
+            uri: "nbd+unix:///web?socket=/run/a,b.sock".to_owned(),
+            socket: None,
+            export: "web".to_owned(),
+            read_only: true,
+            connections: 0,
+        };
+        assert_eq!(
+            qemu(&attachment),
+            "-drive 'file=nbd+unix:///web?socket=/run/a,,b.sock,format=raw,if=virtio,readonly=on'"
+        );
+    }
+}

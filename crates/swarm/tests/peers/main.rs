@@ -1,0 +1,9 @@
+//! What peers promise each other: with real endpoints on loopback, and with faults on a network in memory.
+
+mod faults;
+mod hydrating;
+mod passing_on;
+mod reading;
+mod rights;
+mod simulation;
+mod world;

@@ -431,6 +431,65 @@ where
     Rewrite { reader, new, emit }.node(Side::top(old, top.level), top, &mut edits)
 }
 
+/// Finds the nodes that a [`rewrite`] would read and that are not here, as far as can be seen from here.
+///
+/// After they have been fetched others may be seen below them: ask again until there are none, at most once per level.
+///
+/// # Errors
+/// See [`TreeError`]; an absent node is no error here.
+///
+/// # Panics
+/// As [`rewrite`].
+pub fn lacking<R, I>(
+    reader: &R,
+    old: (Shape, Option<NodeId>),
+    new: Shape,
+    edits: I,
+) -> Result<Vec<AbsentNode>, TreeError<R::Error>>
+where
+    R: ReadNode + ?Sized,
+    I: IntoIterator<Item = Edit>,
+{
+    let mut edits = Edits { edits: edits.into_iter(), current: None, end: 0, chunks: new.chunks };
+    edits.advance();
+    let mut absent = Vec::new();
+    if let (shape, Some(id)) = old {
+        lacking_below(reader, shape, shape.root(), id, &mut edits, &mut absent)?;
+    }
+    Ok(absent)
+}
+
+fn lacking_below<R: ReadNode + ?Sized, I: Iterator<Item = Edit>>(
+    reader: &R,
+    shape: Shape,
+    place: Position,
+    id: NodeId,
+    edits: &mut Edits<I>,
+    absent: &mut Vec<AbsentNode>,
+) -> Result<(), TreeError<R::Error>> {
+    let covers = place.chunks();
+    let on_disk = covers.start..covers.end.min(edits.chunks);
+    match edits.touching(&covers) {
+        None => return Ok(()),
+        Some(Edit::Clear(range)) if range.start <= on_disk.start && on_disk.end <= range.end => return Ok(()),
+        Some(_) => {}
+    }
+    let node = match read(reader, shape, place, id) {
+        Ok(node) => node,
+        Err(TreeError::Absent(node)) => {
+            absent.push(node);
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    if place.level > 0 {
+        for (slot, hash) in node.children() {
+            lacking_below(reader, shape, place.child(slot), NodeId(*hash), edits, absent)?;
+        }
+    }
+    Ok(())
+}
+
 /// The edits still to come; `current` is the first that is not wholly to the left of where the work stands.
 struct Edits<I> {
     edits: I,

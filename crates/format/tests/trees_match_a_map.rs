@@ -201,6 +201,26 @@ proptest! {
     }
 
     #[test]
+    fn what_a_rewrite_lacks_is_known_before((small, model, large, edits) in disks(), mask: u8) {
+        let nodes = Nodes::default();
+        let old = (shape(small), nodes.build(small, &model));
+        nodes.lose(mask);
+        let mut rounds = 0;
+        loop {
+            let absent = tree::lacking(&nodes, old, shape(large), edits.iter().cloned()).unwrap();
+            if absent.is_empty() {
+                break;
+            }
+            absent.into_iter().for_each(|node| nodes.bring(node));
+            rounds += 1;
+        }
+        prop_assert!(rounds <= old.0.levels());
+        let needed = nodes.absent.borrow().len();
+        tree::rewrite(&nodes, old, shape(large), edits, &mut |id, bytes| nodes.emit(id, bytes)).unwrap();
+        prop_assert_eq!(nodes.absent.borrow().len(), needed);
+    }
+
+    #[test]
     fn single_changes_are_edits((small, model, large, edits) in disks()) {
         let changes: Vec<Change> = edits.iter().map(|edit| match edit {
             Edit::Set(index, id) => (*index, Some(*id)),

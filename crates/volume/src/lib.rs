@@ -1,5 +1,31 @@
 //! Writable thin disks: a tree, a few frozen layers over it, and a journal into the open layer.
+//!
+//! A write is one append to the open layer's journal. A snapshot freezes the open layer and puts an empty one over it,
+//! a clone is a new open layer over what is shared: both cost the same for every size. Sealing folds frozen layers
+//! into the tree in the background. What the tree lacks is asked for at a [`store::ChunkSource`]; this crate knows
+//! nothing of peers, buckets or transports.
 
+mod base;
 pub mod device;
+mod error;
+mod extent_map;
+mod frozen;
+mod inspect;
+mod journal;
+mod layer;
+mod locks;
+mod reading;
+mod records;
+mod recovery;
+mod replay;
+mod seal;
+mod stack;
+mod volume;
+mod volumes;
 
+pub use base::{Missing, TreeBase};
 pub use device::{BlockDevice, DeviceError, Durability, Extent, ExtentKind, Readiness};
+pub use error::VolumeError;
+pub use frozen::{Frozen, TreeView};
+pub use volume::{Volume, VolumeStatus};
+pub use volumes::{VolumeOptions, Volumes};

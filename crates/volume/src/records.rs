@@ -1,0 +1,252 @@
+//! The root records of volumes, layers and frozen disks: what survives of them beside the journals.
+//!
+//! All are canonical CBOR with the version first (`docs/format.md`, "Journal and layers"). Layers are listed newest
+//! first; the first of a volume is its open one.
+
+use std::fmt::Display;
+
+use format::{from_canonical, to_canonical};
+use minicbor::{Decode, Encode};
+use store::{Domain, Domains, Origin, RootChange};
+use types::{FrozenId, LayerId, MAX_DISK_BYTES, Name, NodeId, SECTOR_BYTES, SnapshotId, VolumeId};
+
+use crate::base::TreeBase;
+use crate::error::VolumeError;
+
+/// The version of all these records.
+pub(crate) const VERSION: u8 = 1;
+
+/// The longest record, in bytes: what the store allows.
+const MAX_RECORD_BYTES: usize = 1 << 20;
+
+pub(crate) const VOLUME_PREFIX: &str = "volume/";
+pub(crate) const LAYER_PREFIX: &str = "layer/";
+pub(crate) const FROZEN_PREFIX: &str = "frozen/";
+
+pub(crate) fn volume_name(id: VolumeId) -> String {
+    name(VOLUME_PREFIX, id)
+}
+
+pub(crate) fn layer_name(id: LayerId) -> String {
+    name(LAYER_PREFIX, id)
+}
+
+pub(crate) fn frozen_name(id: FrozenId) -> String {
+    name(FROZEN_PREFIX, id)
+}
+
+fn name(prefix: &str, id: impl Display) -> String {
+    format!("{prefix}{id}")
+}
+
+/// A tree, as a volume or frozen disk keeps it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct BaseRecord {
+    #[n(0)]
+    size_bytes: u64,
+    #[n(1)]
+    root: Option<NodeId>,
+    #[n(2)]
+    origin: Option<OriginRecord>,
+    #[n(3)]
+    domains: Vec<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+struct OriginRecord {
+    #[n(0)]
+    snapshot: SnapshotId,
+    #[n(1)]
+    disk: u32,
+}
+
+impl From<&TreeBase> for BaseRecord {
+    fn from(base: &TreeBase) -> Self {
+        Self {
+            size_bytes: base.size_bytes,
+            root: base.root,
+            origin: base.origin.map(|origin| OriginRecord { snapshot: origin.snapshot, disk: origin.disk }),
+            domains: base.domains.iter().map(|domain| domain.0).collect(),
+        }
+    }
+}
+
+impl BaseRecord {
+    /// The tree, or what is wrong with it.
+    fn base(&self) -> Result<TreeBase, &'static str> {
+        if self.domains.is_empty() {
+            return Err("it belongs to no trust domain");
+        }
+        if !is_disk_size(self.size_bytes) {
+            return Err("its tree has an impossible size");
+        }
+        Ok(TreeBase {
+            size_bytes: self.size_bytes,
+            root: self.root,
+            origin: self.origin.as_ref().map(|origin| Origin { snapshot: origin.snapshot, disk: origin.disk }),
+            domains: Domains::new(&self.domains.iter().map(|domain| Domain(*domain)).collect::<Vec<_>>()),
+        })
+    }
+}
+
+/// Whether a disk may have so many bytes.
+pub(crate) fn is_disk_size(size_bytes: u64) -> bool {
+    size_bytes > 0 && size_bytes <= MAX_DISK_BYTES && size_bytes.is_multiple_of(SECTOR_BYTES)
+}
+
+/// A tree and the layers over it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct StackRecord {
+    #[n(0)]
+    pub(crate) size_bytes: u64,
+    #[n(1)]
+    pub(crate) base: BaseRecord,
+    #[n(2)]
+    pub(crate) layers: Vec<LayerId>,
+}
+
+impl StackRecord {
+    /// The tree, after checking what can be checked of a record alone.
+    pub(crate) fn check(&self, name: &str) -> Result<TreeBase, VolumeError> {
+        let contradiction = |what| VolumeError::Contradiction { name: name.to_owned(), what };
+        let base = self.base.base().map_err(contradiction)?;
+        if !is_disk_size(self.size_bytes) || self.size_bytes < base.size_bytes {
+            return Err(contradiction("it has an impossible size"));
+        }
+        Ok(base)
+    }
+}
+
+/// `volume/<id>`
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct VolumeRecord {
+    #[n(0)]
+    pub(crate) version: u8,
+    #[n(1)]
+    pub(crate) name: Name,
+    #[n(2)]
+    pub(crate) stack: StackRecord,
+}
+
+/// `frozen/<id>`
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct FrozenRecord {
+    #[n(0)]
+    pub(crate) version: u8,
+    #[n(1)]
+    pub(crate) stack: StackRecord,
+}
+
+/// `layer/<id>`
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct LayerRecord {
+    #[n(0)]
+    pub(crate) version: u8,
+    /// What the journal's checksums are keyed with.
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub(crate) secret: [u8; 32],
+    /// The sequence number of its first record, if it gets one.
+    #[n(2)]
+    pub(crate) first_sequence: u64,
+    /// Where the journal ends; `None` while it grows.
+    #[n(3)]
+    pub(crate) end: Option<JournalEnd>,
+}
+
+impl std::fmt::Debug for LayerRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("LayerRecord").field("end", &self.end).finish_non_exhaustive()
+    }
+}
+
+/// Where a frozen journal ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct JournalEnd {
+    /// Its length, in bytes.
+    #[n(0)]
+    pub(crate) bytes: u64,
+    /// The sequence number of its last record.
+    #[n(1)]
+    pub(crate) sequence: u64,
+    /// How much of it is in no record that counts, in bytes.
+    #[n(2)]
+    pub(crate) torn_bytes: u64,
+}
+
+/// Encodes a record as a change to the roots.
+pub(crate) fn put<T: Encode<()>>(name: String, record: &T) -> RootChange {
+    (name, Some(to_canonical(record)))
+}
+
+/// Decodes a record; a newer one is told from a damaged one.
+pub(crate) fn decode<T>(name: &str, bytes: &[u8]) -> Result<T, VolumeError>
+where
+    T: Encode<()> + for<'b> Decode<'b, ()>,
+{
+    let mut head = minicbor::Decoder::new(bytes);
+    if let (Ok(Some(_)), Ok(version)) = (head.array(), head.u8())
+        && version > VERSION
+    {
+        return Err(VolumeError::Newer { path: name.into(), version });
+    }
+    from_canonical(bytes, MAX_RECORD_BYTES).map_err(|source| VolumeError::Record { name: name.to_owned(), source })
+}
+
+/// The id in a record's name.
+pub(crate) fn id_of<T: std::str::FromStr>(prefix: &str, name: &str) -> Result<T, VolumeError> {
+    let id = name.strip_prefix(prefix).and_then(|id| id.parse().ok());
+    id.ok_or_else(|| VolumeError::Contradiction { name: name.to_owned(), what: "its name is not an id" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stack() -> StackRecord {
+        let base = TreeBase {
+            size_bytes: 1 << 30,
+            root: Some(NodeId([3; 32])),
+            origin: Some(Origin { snapshot: SnapshotId([4; 32]), disk: 2 }),
+            domains: Domains::new(&[Domain::OWN, Domain::PUBLIC]),
+        };
+        StackRecord { size_bytes: 1 << 31, base: (&base).into(), layers: vec![LayerId([5; 16]), LayerId([6; 16])] }
+    }
+
+    /// The bytes of version 1, for ever.
+    #[test]
+    fn golden() {
+        let volume = VolumeRecord { version: VERSION, name: "web-1".parse().unwrap(), stack: stack() };
+        let frozen = FrozenRecord { version: VERSION, stack: stack() };
+        let end = Some(JournalEnd { bytes: 640, sequence: 9, torn_bytes: 64 });
+        let layer = LayerRecord { version: VERSION, secret: [7; 32], first_sequence: 4, end };
+        let (volume_bytes, frozen_bytes) = (to_canonical(&volume), to_canonical(&frozen));
+        let layer_bytes = to_canonical(&layer);
+        assert_eq!(decode::<VolumeRecord>("volume/x", &volume_bytes).unwrap(), volume);
+        assert_eq!(decode::<FrozenRecord>("frozen/x", &frozen_bytes).unwrap(), frozen);
+        assert_eq!(decode::<LayerRecord>("layer/x", &layer_bytes).unwrap(), layer);
+        let bytes = [volume_bytes, frozen_bytes, layer_bytes].concat();
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/roots-v1.cbor");
+        if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
+            std::fs::write(&golden, &bytes).unwrap();
+        }
+        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding of version 1 has changed");
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert!(stack().check("x").is_ok());
+        let bad = |change: fn(&mut StackRecord)| {
+            let mut stack = stack();
+            change(&mut stack);
+            stack.check("x").is_err()
+        };
+        assert!(bad(|stack| stack.size_bytes = 1 << 29));
+        assert!(bad(|stack| stack.size_bytes = 1000));
+        assert!(bad(|stack| stack.base.domains.clear()));
+        assert!(bad(|stack| stack.base.size_bytes = 0));
+        let newer = FrozenRecord { version: 2, stack: stack() };
+        let result = decode::<FrozenRecord>("frozen/x", &to_canonical(&newer));
+        assert!(matches!(result, Err(VolumeError::Newer { version: 2, .. })));
+        assert!(decode::<FrozenRecord>("frozen/x", b"\xff").is_err());
+    }
+}

@@ -1,0 +1,213 @@
+//! A disk as it is read: layers, newest first, over a tree.
+//!
+//! Invariant: a stack never changes. A volume that is frozen or sealed gets another one, and whoever still reads the
+//! old one reads the same bytes: journals are immutable where they have been written, and open files outlive their
+//! names.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use format::tree::{self, AbsentNode, TreeError};
+use format::{NodeError, Shape};
+use store::{ChunkSource, ChunkStore, NodeCache, Nodes, StoreError};
+use tokio::sync::Semaphore;
+use types::{CHUNK_BYTES, SECTOR_BYTES};
+
+use crate::base::{Absent, CHUNK, TreeBase};
+use crate::device::DeviceError;
+use crate::extent_map::Place;
+use crate::layer::Layer;
+use crate::records::StackRecord;
+
+/// What all volumes of a node share.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) store: Arc<dyn ChunkStore>,
+    pub(crate) source: Arc<dyn ChunkSource>,
+    pub(crate) nodes: Arc<NodeCache>,
+    /// Where the journals lie.
+    pub(crate) layers: PathBuf,
+    /// Bounds the threads that compose and hash chunks.
+    pub(crate) hashing: Arc<Semaphore>,
+    pub(crate) journal_limit_bytes: u64,
+}
+
+/// Layers over a tree.
+#[derive(Clone, Debug)]
+pub(crate) struct Stack {
+    pub(crate) context: Arc<Context>,
+    pub(crate) size_bytes: u64,
+    pub(crate) base: TreeBase,
+    pub(crate) shape: Shape,
+    pub(crate) nodes: Nodes,
+    /// Newest first.
+    pub(crate) layers: Vec<Arc<Layer>>,
+}
+
+/// What a run of sectors is read from.
+#[derive(Debug)]
+pub(crate) enum From<'s> {
+    Journal(&'s Layer, u64),
+    Zero,
+    Tree,
+}
+
+/// Whether something was read, and what has to be fetched first where it was not.
+#[derive(Debug)]
+pub(crate) enum Lack<'a> {
+    /// Stop at the first thing that is absent.
+    Stop,
+    /// Collect everything that is absent.
+    Collect(&'a mut Vec<Absent>),
+}
+
+impl Stack {
+    pub(crate) fn new(context: Arc<Context>, size_bytes: u64, base: TreeBase, layers: Vec<Arc<Layer>>) -> Self {
+        let nodes = Nodes::with_cache(context.store.clone(), base.domains.clone(), context.nodes.clone());
+        Self { context, size_bytes, shape: base.shape(), base, nodes, layers }
+    }
+
+    /// The same tree under other layers.
+    pub(crate) fn with_layers(&self, layers: Vec<Arc<Layer>>) -> Self {
+        Self { layers, ..self.clone() }
+    }
+
+    /// Whether the tree says it all: no layers, and not grown since.
+    pub(crate) fn is_sealed(&self) -> bool {
+        self.layers.is_empty() && self.base.size_bytes == self.size_bytes
+    }
+
+    pub(crate) fn record(&self) -> StackRecord {
+        StackRecord {
+            size_bytes: self.size_bytes,
+            base: (&self.base).into(),
+            layers: self.layers.iter().map(|layer| layer.id()).collect(),
+        }
+    }
+
+    /// Checks that a request lies within the disk and consists of whole sectors.
+    pub(crate) fn check_range(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        let whole = offset.is_multiple_of(SECTOR_BYTES) && length.is_multiple_of(SECTOR_BYTES);
+        if whole && offset.checked_add(length).is_some_and(|end| end <= self.size_bytes) {
+            return Ok(());
+        }
+        Err(DeviceError::OutOfRange { offset, length, size_bytes: self.size_bytes })
+    }
+
+    /// Finds what begins at a sector, at most to `end`, and returns it with the sector after it.
+    pub(crate) fn find(&self, start: u64, end: u64) -> (From<'_>, u64) {
+        let mut end = end;
+        for layer in &self.layers {
+            let run = layer.find(start, end);
+            end = run.end;
+            match run.place {
+                Some(Place::Journal(position)) => return (From::Journal(layer, position.get()), end),
+                Some(Place::Zero) => return (From::Zero, end),
+                None => {}
+            }
+        }
+        (From::Tree, end)
+    }
+
+    /// Fills the buffer as far as everything is here, and says whether it was.
+    pub(crate) fn read(&self, offset: u64, buffer: &mut [u8], lack: &mut Lack<'_>) -> Result<bool, DeviceError> {
+        self.check_layers()?;
+        let end = (offset + buffer.len() as u64) / SECTOR_BYTES;
+        let mut sector = offset / SECTOR_BYTES;
+        let mut rest = buffer;
+        let mut complete = true;
+        while sector < end {
+            let (from, next) = self.find(sector, end);
+            let length = usize::try_from((next - sector) * SECTOR_BYTES).unwrap_or(usize::MAX);
+            let (part, after) = rest.split_at_mut(length);
+            match from {
+                From::Journal(layer, position) => layer.journal.read(position, part)?,
+                From::Zero => part.fill(0),
+                From::Tree => complete &= self.read_tree(sector * SECTOR_BYTES, part, lack)?,
+            }
+            if !complete && matches!(lack, Lack::Stop) {
+                return Ok(false);
+            }
+            (sector, rest) = (next, after);
+        }
+        Ok(complete)
+    }
+
+    /// Refuses to read over a layer whose journal was found damaged.
+    pub(crate) fn check_layers(&self) -> Result<(), DeviceError> {
+        match self.layers.iter().find(|layer| layer.is_damaged()) {
+            None => Ok(()),
+            Some(layer) => {
+                let path = layer.journal.path().to_owned();
+                Err(StoreError::Damaged { what: "a layer's journal".to_owned(), path }.into())
+            }
+        }
+    }
+
+    fn read_tree(&self, offset: u64, buffer: &mut [u8], lack: &mut Lack<'_>) -> Result<bool, DeviceError> {
+        let mut offset = offset;
+        let mut rest = buffer;
+        let mut complete = true;
+        while !rest.is_empty() {
+            let within = usize::try_from(offset % CHUNK).unwrap_or(0);
+            let length = (CHUNK_BYTES - within).min(rest.len());
+            let (part, after) = rest.split_at_mut(length);
+            match self.chunk(offset / CHUNK)? {
+                Found::Hole => part.fill(0),
+                Found::Here(plain) => part.copy_from_slice(&plain[within..within + length]),
+                Found::Absent(absent) => {
+                    complete = false;
+                    match lack {
+                        Lack::Stop => return Ok(false),
+                        Lack::Collect(all) if all.last() != Some(&absent) => all.push(absent),
+                        Lack::Collect(_) => {}
+                    }
+                }
+            }
+            (offset, rest) = (offset + length as u64, after);
+        }
+        Ok(complete)
+    }
+
+    /// Reads the tree's chunk at an index.
+    fn chunk(&self, index: u64) -> Result<Found, DeviceError> {
+        let id = match tree::lookup(&self.nodes, self.shape, self.base.root, index) {
+            Ok(None) => return Ok(Found::Hole),
+            Ok(Some(id)) => id,
+            Err(error) => return absent_node(error).map(|node| Found::Absent(Absent::Node(node.position, node.id))),
+        };
+        match self.context.store.get(&id.into(), &self.base.domains)? {
+            Some(plain) if plain.len() == CHUNK_BYTES => Ok(Found::Here(plain)),
+            Some(_) => Err(DeviceError::Tree(NodeError::NotCanonical)),
+            None => Ok(Found::Absent(Absent::Chunk(index, id))),
+        }
+    }
+
+    /// The first chunk of the tree in a range that is needed but not here.
+    pub(crate) fn absent_chunk(&self, index: u64) -> Result<Option<Absent>, DeviceError> {
+        match tree::lookup(&self.nodes, self.shape, self.base.root, index) {
+            Ok(None) => Ok(None),
+            Ok(Some(id)) => {
+                let here = self.context.store.contains(&id.into(), &self.base.domains)?;
+                Ok((!here).then_some(Absent::Chunk(index, id)))
+            }
+            Err(error) => absent_node(error).map(|node| Some(Absent::Node(node.position, node.id))),
+        }
+    }
+}
+
+enum Found {
+    Hole,
+    Here(Bytes),
+    Absent(Absent),
+}
+
+/// The absent node of a tree error, or the error for the request.
+pub(crate) fn absent_node(error: TreeError<StoreError>) -> Result<AbsentNode, DeviceError> {
+    match error {
+        TreeError::Absent(node) => Ok(node),
+        TreeError::Invalid(error) => Err(DeviceError::Tree(error)),
+        TreeError::Read(error) => Err(DeviceError::Store(error)),
+    }
+}

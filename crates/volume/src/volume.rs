@@ -1,0 +1,238 @@
+//! A writable thin disk.
+//!
+//! Invariants: writes go one after the other into the journal of the open layer, and are seen by every reader when
+//! they return; whoever exchanges the stack holds the writer, so that no write falls between two layers.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use format::journal::{DATA_CHECKSUM_BYTES, JournalKeys, MAX_DATA_BYTES, Record, RecordKind};
+use futures_util::future::BoxFuture;
+use types::{Name, SECTOR_BYTES, VolumeId};
+
+use crate::base::{Missing, TreeBase};
+use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
+use crate::layer::Layer;
+use crate::locks::Mutex;
+use crate::reading::StackCell;
+use crate::records::{self, VolumeRecord};
+use crate::stack::Stack;
+use store::RootChange;
+
+/// A volume.
+#[derive(Debug)]
+pub struct Volume {
+    id: VolumeId,
+    name: Name,
+    pub(crate) cell: Arc<StackCell>,
+    pub(crate) writer: Mutex<Writer>,
+    /// The keys that all layers of this volume share.
+    keys: JournalKeys,
+    /// Held while the volume is folded: one fold at a time.
+    pub(crate) folding: tokio::sync::Mutex<()>,
+    journal_limit_bytes: u64,
+}
+
+/// What only the one who writes may touch.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    pub(crate) open: Arc<Layer>,
+    pub(crate) next_sequence: u64,
+    pub(crate) closed: bool,
+}
+
+/// What a volume consists of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VolumeStatus {
+    /// The disk's size, in bytes.
+    pub size_bytes: u64,
+    /// The length of its layers' journals, in bytes.
+    pub journal_bytes: u64,
+    /// How much of that still counts, in bytes.
+    pub dirty_bytes: u64,
+    /// How many layers lie over the tree; at least the open one.
+    pub layers: usize,
+    /// The tree.
+    pub base: TreeBase,
+}
+
+impl Volume {
+    /// Makes a volume of a stack whose first layer is the open one.
+    pub(crate) fn new(id: VolumeId, name: Name, stack: Stack, open: Arc<Layer>, next_sequence: u64) -> Arc<Self> {
+        Arc::new(Self {
+            id,
+            name,
+            keys: open.journal.keys().clone(),
+            journal_limit_bytes: stack.context.journal_limit_bytes,
+            writer: Mutex::new(Writer { open, next_sequence, closed: false }),
+            cell: StackCell::new(stack),
+            folding: tokio::sync::Mutex::new(()),
+        })
+    }
+
+    /// The volume's id on this node.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        self.id
+    }
+
+    /// The volume's name.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// The tree under the layers.
+    #[must_use]
+    pub fn base(&self) -> TreeBase {
+        self.cell.base()
+    }
+
+    /// What the volume consists of now.
+    #[must_use]
+    pub fn status(&self) -> VolumeStatus {
+        let stack = self.cell.stack();
+        let written = stack.layers.iter().filter(|layer| !layer.journal.is_empty());
+        VolumeStatus {
+            size_bytes: stack.size_bytes,
+            journal_bytes: written.map(|layer| layer.journal.tail()).sum(),
+            dirty_bytes: stack.layers.iter().map(|layer| layer.data_sectors() * SECTOR_BYTES).sum(),
+            layers: stack.layers.len(),
+            base: stack.base.clone(),
+        }
+    }
+
+    /// Counts what the tree lacks; what written sectors cover is counted too.
+    ///
+    /// # Errors
+    /// See [`DeviceError`].
+    pub fn missing(&self) -> Result<Missing, DeviceError> {
+        self.cell.missing()
+    }
+
+    /// Whether the journals have grown so long that [`crate::Volumes::fold`] is due.
+    #[must_use]
+    pub fn needs_fold(&self) -> bool {
+        self.status().journal_bytes > self.journal_limit_bytes
+    }
+
+    /// The record of this volume with a stack.
+    pub(crate) fn record(&self, stack: &Stack) -> RootChange {
+        let record = VolumeRecord { version: records::VERSION, name: self.name.clone(), stack: stack.record() };
+        records::put(records::volume_name(self.id), &record)
+    }
+
+    /// Makes every request fail from now on.
+    pub(crate) fn close(&self) {
+        self.cell.close();
+        self.writer.lock().closed = true;
+    }
+
+    fn zero(&self, kind: RecordKind, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
+        self.cell.open()?.check_range(offset, length)?;
+        if length == 0 {
+            return Ok(());
+        }
+        let mut writer = self.writer.lock();
+        writer.append(kind, offset, length, [0; DATA_CHECKSUM_BYTES], &[])?;
+        writer.finish(durability)
+    }
+}
+
+impl Writer {
+    fn append(
+        &mut self,
+        kind: RecordKind,
+        offset: u64,
+        length: u64,
+        data_checksum: [u8; DATA_CHECKSUM_BYTES],
+        data: &[u8],
+    ) -> Result<(), DeviceError> {
+        if self.closed {
+            return Err(DeviceError::Closed);
+        }
+        let (sector, sectors) = (offset / SECTOR_BYTES, length / SECTOR_BYTES);
+        let record = Record { kind, sequence: self.next_sequence, time_ms: now_ms(), sector, sectors, data_checksum };
+        self.open.append(&record, data)?;
+        self.next_sequence += 1;
+        Ok(())
+    }
+}
+
+/// Lets go of the writer, then makes the write durable where that was asked for.
+trait Finish {
+    fn finish(self, durability: Durability) -> Result<(), DeviceError>;
+}
+
+impl Finish for std::sync::MutexGuard<'_, Writer> {
+    fn finish(self, durability: Durability) -> Result<(), DeviceError> {
+        match durability {
+            Durability::Process => Ok(()),
+            Durability::Power => {
+                let open = self.open.clone();
+                drop(self);
+                open.journal.sync()
+            }
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl BlockDevice for Volume {
+    fn size_bytes(&self) -> u64 {
+        self.cell.size_bytes()
+    }
+
+    fn read_only(&self) -> bool {
+        false
+    }
+
+    fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<Readiness, DeviceError> {
+        self.cell.try_read(offset, buffer)
+    }
+
+    fn read(&self, offset: u64, length: usize) -> BoxFuture<'static, Result<Bytes, DeviceError>> {
+        self.cell.read(offset, length)
+    }
+
+    fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), DeviceError> {
+        self.cell.open()?.check_range(offset, data.len() as u64)?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        // The first record's checksum, which is nearly always the only one, needs no lock.
+        let (first, rest) = data.split_at(data.len().min(MAX_DATA_BYTES));
+        let checksum = self.keys.data_checksum(first);
+        let mut writer = self.writer.lock();
+        writer.append(RecordKind::Write, offset, first.len() as u64, checksum, first)?;
+        let mut offset = offset + first.len() as u64;
+        for piece in rest.chunks(MAX_DATA_BYTES) {
+            writer.append(RecordKind::Write, offset, piece.len() as u64, self.keys.data_checksum(piece), piece)?;
+            offset += piece.len() as u64;
+        }
+        writer.finish(durability)
+    }
+
+    fn write_zeroes(&self, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
+        self.zero(RecordKind::Zero, offset, length, durability)
+    }
+
+    fn discard(&self, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
+        self.zero(RecordKind::Discard, offset, length, durability)
+    }
+
+    fn flush(&self) -> Result<(), DeviceError> {
+        // Frozen layers were made durable when they were frozen.
+        let stack = self.cell.open()?;
+        stack.layers.first().map_or(Ok(()), |open| open.journal.sync())
+    }
+
+    fn extents(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, DeviceError> {
+        self.cell.extents(offset, length, limit)
+    }
+}

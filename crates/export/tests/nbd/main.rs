@@ -4,9 +4,11 @@
 
 mod client;
 mod memory_disk;
+mod tool;
 
 mod absent_data_blocks_nobody;
 mod bad_input_ends_nothing_more_than_it_must;
 mod handshake_follows_the_protocol;
+mod other_tools_agree;
 mod requests_mean_what_the_protocol_says;
 mod stopping_loses_nothing;

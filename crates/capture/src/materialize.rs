@@ -19,7 +19,7 @@ use volume::{BlockDevice, DeviceError, ExtentKind, Readiness};
 
 use crate::detect::Format;
 use crate::foreign::CaptureError;
-use crate::nbd::{NbdDisk, NbdOptions, NbdUri};
+use crate::nbd::{NbdDisk, NbdError, NbdOptions, NbdUri};
 use crate::pieces::{self, Feed, Piece, Planner};
 use crate::qemu::QemuError;
 
@@ -120,10 +120,22 @@ pub enum MaterializeError {
     },
     /// The NBD server failed, or the target could not be looked at.
     #[error("could not write to the target")]
-    Capture(#[from] CaptureError),
+    Capture(#[source] CaptureError),
     /// qemu failed.
     #[error(transparent)]
     Qemu(#[from] QemuError),
+}
+
+impl From<CaptureError> for MaterializeError {
+    fn from(error: CaptureError) -> Self {
+        match error {
+            CaptureError::Nbd(NbdError::Request { source, .. }) if source.kind() == std::io::ErrorKind::StorageFull => {
+                Self::Full
+            }
+            CaptureError::Qemu(error) => Self::Qemu(error),
+            other => Self::Capture(other),
+        }
+    }
 }
 
 impl MaterializeError {

@@ -1,5 +1,7 @@
 //! Raw disks are imported byte for byte, their holes cost nothing, and what fails half-way is told and loses nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/disk.rs"]
 mod disk;
 

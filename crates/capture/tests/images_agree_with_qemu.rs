@@ -1,5 +1,7 @@
 //! Images of every format, made by qemu, are read byte for byte; damaged and treacherous ones are refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/disk.rs"]
 mod disk;
 

@@ -1,5 +1,7 @@
 //! A server that lies, stalls, babbles or hangs up gives an error in bounded time and memory, and never wrong data.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread::JoinHandle;

@@ -1,5 +1,7 @@
 //! Real NBD servers are read and written: qemu-nbd and nbdkit, over unix sockets and TCP, with and without their frills.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/disk.rs"]
 mod disk;
 

@@ -1,5 +1,7 @@
 //! Every implementation keeps the promises of the trait.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 use std::sync::Arc;
 
 use store::{LocalOptions, LocalStore, MemoryStore, conformance};

@@ -229,6 +229,42 @@ fn no_damage_to_the_index_costs_anything() {
     }
 }
 
+#[test]
+fn damage_to_the_tables_of_an_index_in_use_is_repaired() {
+    const OBJECTS: u32 = 60_000;
+    let directory = memory_directory();
+    let store = open(directory.path());
+    let small = |number: u32| number.to_le_bytes();
+    for number in 0..OBJECTS {
+        store.put(&chunk_key(&small(number)), HOST, &small(number)).unwrap();
+    }
+    store.commit().unwrap();
+    drop(store);
+    let index = directory.path().join("index");
+    let mut files = Vec::new();
+    list_files(&index, &index, &mut files);
+    let is_table = |file: &&PathBuf| {
+        let length = fs::metadata(index.join(file)).unwrap().len();
+        file.components().any(|part| part.as_os_str() == "tables") && length > 1 << 20
+    };
+    let table = index.join(files.iter().find(is_table).expect("the index has a large table"));
+    // Its data, and not what the engine looks at when it opens it.
+    let mut bytes = fs::read(&table).unwrap();
+    let half = bytes.len() / 2;
+    bytes[5000..half].iter_mut().step_by(3000).for_each(|byte| *byte ^= 0x55);
+    fs::write(&table, bytes).unwrap();
+    let store = open(directory.path());
+    assert!(!store.recovery().index_rebuilt, "the damage is not seen before it is read");
+    for number in (0..OBJECTS).step_by(7) {
+        let found = store.get(&chunk_key(&small(number)), &HOST.into()).unwrap();
+        assert_eq!(found.as_deref(), Some(&small(number)[..]), "object {number} was committed");
+    }
+    put(&store, 1);
+    store.commit().unwrap();
+    assert_eq!(store.statistics().unwrap().objects, u64::from(OBJECTS) + 1);
+    assert!(index.with_extension("damaged").exists(), "the damaged index is kept");
+}
+
 fn list_files(root: &Path, directory: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(directory).unwrap().map(Result::unwrap) {
         if entry.file_type().unwrap().is_dir() {

@@ -132,3 +132,33 @@ fn without_any_room_nothing_is_lost_and_it_goes_on_when_there_is_room() {
     assert!(store.contains(&chunk_key(&plain), &Domain::OWN.into()).unwrap());
     assert_eq!(store.roots().get("volume/1"), Some(vec![7; 100]));
 }
+
+#[test]
+fn an_index_that_found_no_room_is_brought_up_again() {
+    let Some(disk) = SmallDisk::mount() else { return };
+    let ballast: PathBuf = disk.path().join("ballast");
+    fs::write(&ballast, vec![1; 4 << 20]).unwrap();
+    let store = disk.store(0);
+    // Many small objects: their entries are more than what the index's journal has room for.
+    let small = |number: u32| number.to_le_bytes();
+    for number in 0..10_000 {
+        store.put(&chunk_key(&small(number)), Domain::OWN, &small(number)).unwrap();
+    }
+    let mut rest = fs::File::create(disk.path().join("rest")).unwrap();
+    while std::io::Write::write(&mut rest, &[1; 4096]).is_ok_and(|written| written > 0) {}
+    for _ in 0..2 {
+        let committed = store.commit();
+        assert!(matches!(committed, Err(StoreError::Full { .. })), "{committed:?}");
+        for number in (0..10_000).step_by(100) {
+            let found = store.get(&chunk_key(&small(number)), &Domain::OWN.into()).unwrap();
+            assert_eq!(found.as_deref(), Some(&small(number)[..]));
+        }
+    }
+    fs::remove_file(&ballast).unwrap();
+    store.commit().unwrap();
+    let absent = store.contains(&chunk_key(b"never put"), &Domain::OWN.into()).unwrap();
+    assert!(!absent);
+    drop(store);
+    let store = disk.store(0);
+    assert_eq!((store.recovery().records, store.statistics().unwrap().objects), (0, 10_000));
+}

@@ -14,7 +14,7 @@ use super::LocalOptions;
 use super::directory::Directory;
 use super::disk::{allocated_bytes, failed, sync_directory};
 use super::fjall_index::FjallIndex;
-use super::index::{Checkpoint, Entry, Index, IndexError, State};
+use super::index::{Checkpoint, Entry, Index, IndexError, State, index_error, is_passing};
 use super::pack::{Packs, pack_path};
 use super::pending::Pending;
 use super::recovery::{IndexPlace, OpenIndex, Recovered, RecoveryReport, recover, set_index_aside, store_tag};
@@ -103,10 +103,7 @@ impl Core {
         self.find_once(key).or_else(|error| {
             let committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
             // Another thread may have repaired it meanwhile.
-            self.find_once(key).or_else(|_| {
-                self.repair_index(committed.checkpoint, &error)?;
-                self.find_once(key).map_err(StoreError::Index)
-            })
+            self.find_once(key).or_else(|_| self.repair_index(committed.checkpoint, &error, |index| index.get(key)))
         })
     }
 
@@ -122,18 +119,32 @@ impl Core {
         work(slot.as_deref().ok_or("the index could not be opened again")?)
     }
 
-    /// Opens a failed index again, or rebuilds it, and brings it up to a checkpoint. The committer's lock is held.
-    fn repair_index(&self, checkpoint: Checkpoint, error: &IndexError) -> Result<(), StoreError> {
+    /// Opens a failed index again, brings it up to a checkpoint, and tries again what failed; where that fails over its
+    /// files once more, rebuilds it. The committer's lock is held.
+    fn repair_index<T>(
+        &self,
+        checkpoint: Checkpoint,
+        error: &IndexError,
+        retry: impl Fn(&dyn Index) -> Result<T, IndexError>,
+    ) -> Result<T, StoreError> {
         tracing::error!(%error, "chunk index failed and is opened again");
         let mut slot = self.index.write().unwrap_or_else(PoisonError::into_inner);
         *slot = None;
-        let recovered = recover(&self.index_place, &self.packs, Some(checkpoint)).or_else(|error| {
-            tracing::error!(%error, "chunk index failed again and is rebuilt");
-            set_index_aside(&self.index_place)?;
-            recover(&self.index_place, &self.packs, Some(checkpoint))
-        })?;
-        *slot = Some(recovered.index);
-        Ok(())
+        let recovered = recover(&self.index_place, &self.packs, Some(checkpoint))?;
+        let first = retry(&*recovered.index);
+        let (index, result) = match first {
+            Err(error) if !is_passing(&error) => {
+                tracing::error!(%error, "chunk index failed again and is rebuilt");
+                drop(recovered);
+                set_index_aside(&self.index_place)?;
+                let rebuilt = recover(&self.index_place, &self.packs, Some(checkpoint))?;
+                let second = retry(&*rebuilt.index);
+                (rebuilt.index, second)
+            }
+            result => (recovered.index, result),
+        };
+        *slot = Some(index);
+        result.map_err(index_error(&self.directory.path))
     }
 
     /// Reads an object, as stored and plain.
@@ -166,7 +177,7 @@ impl Core {
         self.require_running()?;
         let mut known = self.pending.get(key);
         if known.is_none() && (stored.is_none() || self.moves.load(Ordering::Acquire) != moves) {
-            known = self.find_once(key).map_err(StoreError::Index)?;
+            known = self.find_once(key).map_err(index_error(&self.directory.path))?;
         }
         let waiting = match (known, stored) {
             (Some(entry), _) if entry.domains.contains(&domain) => {
@@ -224,11 +235,8 @@ impl Core {
             return Err(error);
         }
         let state = State { store_tag: store_tag(&self.packs), checkpoint: unsynced.checkpoint, totals };
-        let apply = || self.with_index(|index| index.apply(&entries, &state));
-        let applied = apply().or_else(|error| {
-            self.repair_index(committed.checkpoint, &error)?;
-            apply().map_err(index_failed(&self.directory))
-        });
+        let apply = |index: &dyn Index| index.apply(&entries, &state);
+        let applied = self.with_index(apply).or_else(|error| self.repair_index(committed.checkpoint, &error, apply));
         drop(entries);
         if let Err(error) = applied {
             // The packs are durable: only the index must be tried again.
@@ -293,21 +301,5 @@ fn header(record: RecordType, key: &Key, domain: Domain, entry: &Entry) -> Recor
         plain_bytes: entry.plain_bytes,
         key_id: 0,
         hash: key.hash,
-    }
-}
-
-/// A failure of the index, told apart from a full disk wherever in its causes that is said.
-fn index_failed(directory: &Directory) -> impl FnOnce(IndexError) -> StoreError {
-    move |error| {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(error.as_ref());
-        while let Some(inner) = cause {
-            if inner.downcast_ref::<std::io::Error>().is_some_and(|inner| {
-                matches!(inner.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
-            }) {
-                return StoreError::Full { path: directory.path.clone() };
-            }
-            cause = inner.source();
-        }
-        StoreError::Index(error)
     }
 }

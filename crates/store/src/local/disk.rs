@@ -9,10 +9,15 @@ use crate::StoreError;
 
 /// Makes an error of a failed operation; a full disk and an exhausted quota are [`StoreError::Full`].
 pub(crate) fn failed(operation: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
-    move |source| match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => StoreError::Full { path: path.to_owned() },
-        _ => StoreError::Io { operation, path: path.to_owned(), source },
+    move |source| match is_full(&source) {
+        true => StoreError::Full { path: path.to_owned() },
+        false => StoreError::Io { operation, path: path.to_owned(), source },
     }
+}
+
+/// Whether there was no room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Creates a directory, with its parents, for the owner alone.

@@ -40,7 +40,7 @@ impl fmt::Debug for FjallIndex {
 }
 
 impl FjallIndex {
-    /// Opens or creates it. The engine panics over some damaged files: that is an error here.
+    /// Opens or creates it.
     pub(crate) fn open(directory: &Path) -> Result<Box<dyn Index>, IndexError> {
         let open = || -> fjall::Result<Self> {
             let database = Database::builder(directory)
@@ -60,10 +60,15 @@ impl FjallIndex {
             })?;
             Ok(Self { database, objects })
         };
-        match catch_unwind(AssertUnwindSafe(open)) {
-            Ok(result) => Ok(Box::new(result?)),
-            Err(_) => Err("the index engine panicked over its files".into()),
-        }
+        Ok(Box::new(guarded(open)?))
+    }
+}
+
+/// Turns a panic of the engine into an error: it panics over some damaged files.
+fn guarded<T>(work: impl FnOnce() -> fjall::Result<T>) -> Result<T, IndexError> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => Ok(result?),
+        Err(_) => Err("the index engine panicked over its files".into()),
     }
 }
 
@@ -76,7 +81,7 @@ fn bytes_of(key: &Key) -> [u8; 33] {
 
 impl Index for FjallIndex {
     fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
-        let Some(bytes) = self.objects.get(bytes_of(key))? else { return Ok(None) };
+        let Some(bytes) = guarded(|| self.objects.get(bytes_of(key)))? else { return Ok(None) };
         Ok(Some(Entry::decode(&bytes).ok_or("a malformed index entry")?))
     }
 
@@ -86,11 +91,11 @@ impl Index for FjallIndex {
             batch.insert(&self.objects, bytes_of(key), entry.encode());
         }
         batch.insert(&self.objects, STATE_KEY, state.encode());
-        Ok(batch.commit()?)
+        guarded(|| batch.commit())
     }
 
     fn state(&self) -> Result<Option<State>, IndexError> {
-        let Some(bytes) = self.objects.get(STATE_KEY)? else { return Ok(None) };
+        let Some(bytes) = guarded(|| self.objects.get(STATE_KEY))? else { return Ok(None) };
         Ok(Some(State::decode(&bytes).ok_or("a malformed index state")?))
     }
 }

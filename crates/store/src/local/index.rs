@@ -5,10 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Debug;
+use std::io::{self, ErrorKind};
+use std::path::Path;
 
 use format::Codec;
 
-use crate::{Domain, Domains, Key};
+use super::disk::is_full;
+use crate::{Domain, Domains, Key, StoreError};
 
 /// Why an engine failed.
 pub(crate) type IndexError = Box<dyn std::error::Error + Send + Sync>;
@@ -130,6 +133,30 @@ impl State {
         };
         (rest.is_empty() && fields.next().is_none()).then_some(state)
     }
+}
+
+/// Whether a failure says nothing of the index's files: they are left alone then, and tried again later.
+pub(crate) fn is_passing(error: &IndexError) -> bool {
+    has_cause(error, |cause| {
+        let exhausted = [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE].map(|errno| Some(errno.raw_os_error()));
+        matches!(cause.kind(), ErrorKind::PermissionDenied | ErrorKind::OutOfMemory)
+            || is_full(cause)
+            || exhausted.contains(&cause.raw_os_error())
+    })
+}
+
+/// The failure of an index; a full disk is told apart.
+pub(crate) fn index_error(directory: &Path) -> impl FnOnce(IndexError) -> StoreError {
+    move |error| match has_cause(&error, is_full) {
+        true => StoreError::Full { path: directory.to_owned() },
+        false => StoreError::Index(error),
+    }
+}
+
+fn has_cause(error: &IndexError, is_it: impl Fn(&io::Error) -> bool) -> bool {
+    let first: &(dyn std::error::Error + 'static) = error.as_ref();
+    let mut causes = std::iter::successors(Some(first), |cause| cause.source());
+    causes.any(|cause| cause.downcast_ref::<io::Error>().is_some_and(&is_it))
 }
 
 /// An embedded index engine. Any number of threads may call at once.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use format::pack::{FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordType};
 
 use super::disk::failed;
-use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals};
+use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals, index_error, is_passing};
 use super::pack::{Pack, Packs, list_packs};
 use super::scan::{Check, Found, key_of, scan};
 use super::writer::OpenPack;
@@ -75,12 +75,24 @@ pub(crate) struct IndexPlace {
     pub(crate) engine: OpenIndex,
 }
 
-/// Opens the index and brings it up to the packs, or to `limit` where the store is in use.
+/// Opens the index and brings it up to the packs, or to `limit` where the store is in use. An index that fails over its
+/// files is rebuilt.
 pub(crate) fn recover(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Result<Recovered, StoreError> {
+    match attempt(place, packs, limit) {
+        Err(StoreError::Index(error)) if !is_passing(&error) => {
+            tracing::warn!(%error, index = %place.directory.display(), "chunk index failed and is rebuilt");
+            set_index_aside(place)?;
+            attempt(place, packs, limit)
+        }
+        result => result,
+    }
+}
+
+fn attempt(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Result<Recovered, StoreError> {
     let numbers = list_packs(&packs.directory)?;
     let (index, state, rebuilt) = open_index(place, packs, &numbers)?;
     let report = RecoveryReport { index_rebuilt: rebuilt, packs: numbers.len() as u64, ..RecoveryReport::default() };
-    let mut replay = Replay { index, batch: BTreeMap::new(), state, report };
+    let mut replay = Replay { index, directory: &place.directory, batch: BTreeMap::new(), state, report };
     let mut open = None;
     let last = numbers.last().copied().unwrap_or(0);
     for number in numbers {
@@ -90,23 +102,21 @@ pub(crate) fn recover(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoin
         let pack = Pack::open(&packs.directory, number, &packs.secret)?;
         open = replay.pack(&pack, limit, number == last)?;
     }
-    replay.flush().map_err(StoreError::Index)?;
+    replay.flush()?;
     let Replay { index, state, report, .. } = replay;
     Ok(Recovered { index, state, open, next_number: last + 1, report })
 }
 
 /// Moves the index away, so that the next opening builds it anew. One such index is kept, to be looked at.
 pub(crate) fn set_index_aside(place: &IndexPlace) -> Result<(), StoreError> {
-    let aside = place.directory.with_extension("damaged");
-    for result in [fs::remove_dir_all(&aside), fs::rename(&place.directory, &aside)] {
-        match result {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("move aside", &place.directory)(error));
-            }
-            _ => {}
-        }
+    if !fs::exists(&place.directory).map_err(failed("examine", &place.directory))? {
+        return Ok(());
     }
-    Ok(())
+    let aside = place.directory.with_extension("damaged");
+    match fs::remove_dir_all(&aside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &aside)(error)),
+        _ => fs::rename(&place.directory, &aside).map_err(failed("move aside", &place.directory)),
+    }
 }
 
 /// What tells one store's index from another's.
@@ -126,16 +136,17 @@ fn open_index(place: &IndexPlace, packs: &Packs, numbers: &[u32]) -> Result<(Box
     if fs::exists(&place.directory).unwrap_or(true) {
         match usable() {
             Ok((index, state)) => return Ok((index, state, false)),
+            Err(error) if is_passing(&error) => return Err(index_error(&place.directory)(error)),
             Err(error) => tracing::warn!(%error, index = %place.directory.display(), "chunk index is rebuilt"),
         }
     } else if !numbers.is_empty() {
         tracing::warn!(index = %place.directory.display(), "chunk index is missing and is rebuilt");
     }
     set_index_aside(place)?;
-    let index = (place.engine)(&place.directory).map_err(StoreError::Index)?;
+    let index = (place.engine)(&place.directory).map_err(index_error(&place.directory))?;
     let state = State { store_tag: store_tag(packs), checkpoint: Checkpoint::default(), totals: Totals::default() };
     // An index without state would be taken for a damaged one.
-    index.apply(&BTreeMap::new(), &state).map_err(StoreError::Index)?;
+    index.apply(&BTreeMap::new(), &state).map_err(index_error(&place.directory))?;
     Ok((index, state, !numbers.is_empty()))
 }
 
@@ -157,14 +168,15 @@ fn never_written(pack: &Pack) -> Result<bool, StoreError> {
     Ok(pack.read(0, PACK_HEADER_BYTES)?.is_none_or(|header| format::is_zero(&header)))
 }
 
-struct Replay {
+struct Replay<'a> {
     index: Box<dyn Index>,
+    directory: &'a Path,
     batch: BTreeMap<Key, Entry>,
     state: State,
     report: RecoveryReport,
 }
 
-impl Replay {
+impl Replay<'_> {
     /// Replays one pack from the checkpoint on; returns it where it can be appended to.
     fn pack(
         &mut self,
@@ -233,7 +245,7 @@ impl Replay {
         let (Some(key), Ok(at)) = (key_of(header), u32::try_from(place)) else { return Ok(()) };
         let known = match self.batch.get(&key) {
             Some(entry) => Some(entry.clone()),
-            None => self.index.get(&key).map_err(StoreError::Index)?,
+            None => self.index.get(&key).map_err(index_error(self.directory))?,
         };
         let mut domains = known.as_ref().map(|entry| entry.domains.clone()).unwrap_or_default();
         if !domains.contains(&Domain(header.domain)) {
@@ -256,11 +268,11 @@ impl Replay {
         self.state.checkpoint.end = place + RECORD_HEADER_BYTES as u64 + u64::from(header.stored_bytes);
         self.state.checkpoint.records += 1;
         self.report.records += 1;
-        if self.batch.len() >= BATCH_ENTRIES { self.flush().map_err(StoreError::Index) } else { Ok(()) }
+        if self.batch.len() >= BATCH_ENTRIES { self.flush() } else { Ok(()) }
     }
 
-    fn flush(&mut self) -> Result<(), IndexError> {
-        self.index.apply(&self.batch, &self.state)?;
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.index.apply(&self.batch, &self.state).map_err(index_error(self.directory))?;
         self.batch.clear();
         Ok(())
     }

@@ -10,5 +10,6 @@ mod absent_data_blocks_nobody;
 mod bad_input_ends_nothing_more_than_it_must;
 mod handshake_follows_the_protocol;
 mod other_tools_agree;
+mod real_volumes_are_served;
 mod requests_mean_what_the_protocol_says;
 mod stopping_loses_nothing;

@@ -1,7 +1,7 @@
 //! The disk tree under a volume's layers, parts of which may be elsewhere.
 
 use format::{Position, Shape};
-use store::{Domains, Key, Origin, Part, Urgency, Wanted};
+use store::{Domain, Domains, Key, Origin, Part, Urgency, Wanted};
 use types::{CHUNK_BYTES, ChunkId, NodeId};
 
 /// A disk tree, where it came from, and in whose trust domains it is read.
@@ -13,15 +13,17 @@ pub struct TreeBase {
     pub root: Option<NodeId>,
     /// The published disk at which absent parts can be asked for, at the same place. Without one everything is here.
     pub origin: Option<Origin>,
-    /// Where its parts count as present; what is written is put into the first.
+    /// Where its parts count as present; what is fetched is put into the first.
     pub domains: Domains,
+    /// Where what was written over it is put when it is sealed: one of `domains`.
+    pub written: Domain,
 }
 
 impl TreeBase {
     /// The tree of a disk without any data.
     #[must_use]
-    pub fn empty(size_bytes: u64, domains: Domains) -> Self {
-        Self { size_bytes, root: None, origin: None, domains }
+    pub fn empty(size_bytes: u64, domain: Domain) -> Self {
+        Self { size_bytes, root: None, origin: None, domains: domain.into(), written: domain }
     }
 
     /// The shape of the tree.

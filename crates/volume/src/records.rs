@@ -50,6 +50,8 @@ pub(crate) struct BaseRecord {
     origin: Option<OriginRecord>,
     #[n(3)]
     domains: Vec<u32>,
+    #[n(4)]
+    written: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -67,6 +69,7 @@ impl From<&TreeBase> for BaseRecord {
             root: base.root,
             origin: base.origin.map(|origin| OriginRecord { snapshot: origin.snapshot, disk: origin.disk }),
             domains: base.domains.iter().map(|domain| domain.0).collect(),
+            written: base.written.0,
         }
     }
 }
@@ -74,7 +77,7 @@ impl From<&TreeBase> for BaseRecord {
 impl BaseRecord {
     /// The tree, or what is wrong with it.
     fn base(&self) -> Result<TreeBase, &'static str> {
-        if self.domains.is_empty() {
+        if !self.domains.contains(&self.written) {
             return Err("it belongs to no trust domain");
         }
         if !is_disk_size(self.size_bytes) {
@@ -85,6 +88,7 @@ impl BaseRecord {
             root: self.root,
             origin: self.origin.as_ref().map(|origin| Origin { snapshot: origin.snapshot, disk: origin.disk }),
             domains: Domains::new(&self.domains.iter().map(|domain| Domain(*domain)).collect::<Vec<_>>()),
+            written: Domain(self.written),
         })
     }
 }
@@ -208,6 +212,7 @@ mod tests {
             root: Some(NodeId([3; 32])),
             origin: Some(Origin { snapshot: SnapshotId([4; 32]), disk: 2 }),
             domains: Domains::new(&[Domain::OWN, Domain::PUBLIC]),
+            written: Domain::OWN,
         };
         StackRecord { size_bytes: 1 << 31, base: (&base).into(), layers: vec![LayerId([5; 16]), LayerId([6; 16])] }
     }

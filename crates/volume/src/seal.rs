@@ -346,7 +346,7 @@ fn put_chunk(stack: &Stack, index: u64, plain: &[u8], moved_bytes: &mut u64) -> 
         return Ok(Edit::Clear(index..index + 1));
     }
     let id = chunk_id(plain);
-    let put = stack.context.store.put(&id.into(), stack.base.domains.first(), plain)?;
+    let put = stack.context.store.put(&id.into(), stack.base.written, plain)?;
     if put.new {
         *moved_bytes += u64::from(put.stored_bytes);
     }
@@ -405,7 +405,7 @@ async fn write_tree(stack: &Arc<Stack>, edits: Vec<Edit>, progress: &Progress) -
 }
 
 fn rewrite(stack: &Stack, edits: &[Edit]) -> Result<TreeBase, TreeError<StoreError>> {
-    let (store, domain): (_, Domain) = (&stack.context.store, stack.base.domains.first());
+    let (store, domain): (_, Domain) = (&stack.context.store, stack.base.written);
     let old = (stack.shape, stack.base.root);
     let mut emit = |id, bytes: Vec<u8>| store.put(&store::Key::from(id), domain, &bytes).map(drop);
     let root = tree::rewrite(&stack.nodes, old, Shape::of(stack.size_bytes), edits.iter().cloned(), &mut emit)?;

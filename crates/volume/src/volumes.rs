@@ -103,7 +103,7 @@ impl Volumes {
     /// # Errors
     /// A name that is taken, a size that cannot be, or a store that fails.
     pub fn create(&self, name: &Name, size_bytes: u64) -> Result<Arc<Volume>, VolumeError> {
-        self.clone_tree(name, TreeBase::empty(size_bytes, Domain::OWN.into()))
+        self.clone_tree(name, TreeBase::empty(size_bytes, Domain::OWN))
     }
 
     /// Makes a volume whose content is a tree's, in constant time.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use format::Stored;
 use futures_util::future::BoxFuture;
-use store::{ChunkStore, FetchError, StoreError, Urgency};
+use store::{ChunkStore, FetchError, Part, StoreError, Urgency};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -19,7 +19,7 @@ use types::{EndpointId, SnapshotId};
 
 use crate::client::{AskError, Client, Received};
 use crate::library::Library;
-use crate::message::{ITEM_BYTES, REPLY_BYTES, Request, Status};
+use crate::message::{ITEM_BYTES, Place, REPLY_BYTES, Request, Status};
 use crate::options::SwarmOptions;
 use crate::scheduler::{Action, End, EntryId, Moment, Order, RequestId, Scheduler, Want};
 use crate::statistics::Statistics;
@@ -50,10 +50,13 @@ struct State {
     closed: bool,
 }
 
+/// How many bytes came over the wire for an object that is here now, or why it will not come.
+pub(crate) type Arrival = Result<u64, FetchError>;
+
 #[derive(Debug)]
 struct Wait {
     number: u64,
-    done: oneshot::Sender<Result<(), FetchError>>,
+    done: oneshot::Sender<Arrival>,
 }
 
 #[derive(Debug)]
@@ -96,19 +99,30 @@ impl Engine {
     }
 
     /// Brings one object into the store. Dropping the future cancels the wait.
-    pub(crate) fn fetch(self: &Arc<Self>, want: Want) -> BoxFuture<'static, Result<(), FetchError>> {
+    pub(crate) fn fetch(self: &Arc<Self>, want: Want) -> BoxFuture<'static, Arrival> {
         let engine = Arc::clone(self);
         Box::pin(async move {
-            let Some((_guard, done)) = engine.wait_for(want)? else { return Ok(()) };
+            if engine.claim(&want).await {
+                return Ok(0);
+            }
+            let Some((_guard, done)) = engine.wait_for(want)? else { return Ok(0) };
             done.await.unwrap_or(Err(FetchError::Closed))
         })
     }
 
-    #[expect(clippy::type_complexity, reason = "used once, just above")]
-    fn wait_for(
-        self: &Arc<Self>,
-        want: Want,
-    ) -> Result<Option<(WaitGuard, oneshot::Receiver<Result<(), FetchError>>)>, FetchError> {
+    /// Whether what is wanted is here after all, in another domain that may stand in for the one it is wanted in.
+    async fn claim(&self, want: &Want) -> bool {
+        let part = match want.whereabouts.place {
+            Place::Manifest => return false,
+            Place::Node(position) => Part::Node(position),
+            Place::Chunk(index) => Part::Chunk(index),
+        };
+        let (library, origin, key, domain) =
+            (Arc::clone(&self.library), want.whereabouts.origin, want.key, want.domain);
+        tokio::task::spawn_blocking(move || library.claim(origin, part, &key, domain)).await.unwrap_or(false)
+    }
+
+    fn wait_for(self: &Arc<Self>, want: Want) -> Result<Option<(WaitGuard, oneshot::Receiver<Arrival>)>, FetchError> {
         let mut state = self.state();
         if state.closed {
             return Err(FetchError::Closed);
@@ -269,7 +283,7 @@ impl Engine {
         let store = Arc::clone(&self.store);
         let put = move || store.put_stored(&item.key, item.domain, &stored);
         let outcome = match tokio::task::spawn_blocking(put).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(_)) => Ok(bytes),
             Ok(Err(StoreError::WrongHash(key))) => {
                 tracing::warn!(provider = %order.provider, %key, "a provider sent wrong bytes; it is banned for a while");
                 self.statistics.count(order.provider, |peer| peer.bad_objects += 1);
@@ -282,7 +296,7 @@ impl Engine {
         let mut state = self.state();
         let now = self.now();
         let entry = match &outcome {
-            Ok(()) => state.scheduler.arrived(now, order.id, number, bytes),
+            Ok(_) => state.scheduler.arrived(now, order.id, number, bytes),
             Err(_) => state.scheduler.rejected(now, order.id, number),
         };
         let waits = entry.and_then(|entry| state.waits.remove(&entry)).unwrap_or_default();

@@ -11,12 +11,12 @@ use format::tree::ReadNode;
 use format::{FAN_OUT, Node, Position, Shape};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use store::{FetchError, Key, NodeCache, Nodes, Origin, StoreError, Urgency};
+use store::{Key, NodeCache, Nodes, Origin, StoreError, Urgency};
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 use types::{CHUNK_BYTES, NodeId, Progress};
 
-use crate::engine::Engine;
+use crate::engine::{Arrival, Engine};
 use crate::error::SwarmError;
 use crate::message::Place;
 use crate::scheduler::{Want, Whereabouts};
@@ -43,7 +43,7 @@ enum Goal {
     Chunk,
 }
 
-type Fetch = BoxFuture<'static, (Goal, Result<(), FetchError>)>;
+type Fetch = BoxFuture<'static, (Goal, Arrival)>;
 
 /// One run over a tree.
 struct Run<'a> {
@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
                 return Ok(());
             }
             tokio::select! {
-                Some((goal, fetched)) = self.fetches.next() => self.take(goal, fetched)?,
+                Some((goal, arrival)) = self.fetches.next() => self.take(goal, arrival)?,
                 () = tokio::time::sleep(TICK) => {}
             }
             if self.last_arrival.elapsed() >= STUCK && (self.fetches.len() >= FETCHES || !self.stack.is_empty()) {
@@ -182,14 +182,17 @@ impl<'a> Run<'a> {
     }
 
     /// Takes the outcome of one fetch.
-    fn take(&mut self, goal: Goal, fetched: Result<(), FetchError>) -> Result<(), SwarmError> {
-        fetched?;
+    fn take(&mut self, goal: Goal, arrival: Arrival) -> Result<(), SwarmError> {
+        let moved_bytes = arrival?;
         self.last_arrival = Instant::now();
         match goal {
             // Visited next, where it stands.
-            Goal::Node(pending) => self.stack.push(pending),
+            Goal::Node(pending) => {
+                self.progress.advance(0, moved_bytes);
+                self.stack.push(pending);
+            }
             Goal::Chunk => {
-                self.progress.advance(CHUNK_BYTES as u64, CHUNK_BYTES as u64);
+                self.progress.advance(CHUNK_BYTES as u64, moved_bytes);
                 self.uncommitted_bytes += CHUNK_BYTES as u64;
             }
         }

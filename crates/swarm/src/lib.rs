@@ -182,12 +182,13 @@ impl ChunkSource for Swarm {
             Part::Node(position) => Place::Node(position),
             Part::Chunk(index) => Place::Chunk(index),
         };
-        self.engine.fetch(Want {
+        let arrival = self.engine.fetch(Want {
             key: wanted.key,
             domain: wanted.domains.first(),
             whereabouts: Whereabouts { origin: wanted.origin, place },
             urgency: wanted.urgency,
             hops: HOPS,
-        })
+        });
+        Box::pin(async move { arrival.await.map(drop) })
     }
 }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 
 use bucket::SignedCertificate;
 use futures_util::future::BoxFuture;
-use store::{Domains, Origin};
+use store::{Domain, Domains, Key, Origin, Part};
 use types::{EndpointId, Name, PublicKey, SnapshotId};
 
 /// Who asks: an endpoint, proven by its connection, and the accounts that Indexers certify it to belong to.
@@ -35,6 +35,13 @@ pub trait Library: Send + Sync + Debug {
     ///
     /// Called off the async threads, once per request.
     fn serve(&self, peer: &Peer, snapshot: &SnapshotId) -> Option<Served>;
+
+    /// Puts an absent part, which must hash to `key`, into `domain` from what is here in other domains, if nobody learns
+    /// anything by that. Says whether it did. Called off the async threads, before anyone is asked.
+    fn claim(&self, origin: Origin, part: Part, key: &Key, domain: Domain) -> bool {
+        let _ = (origin, part, key, domain);
+        false
+    }
 
     /// Finds out who may have a snapshot, in no order. Called again after a while when all of them failed.
     fn providers(&self, snapshot: SnapshotId) -> BoxFuture<'static, Vec<EndpointId>>;

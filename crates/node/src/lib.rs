@@ -1,4 +1,33 @@
 //! The daemon of a host: it joins store, volumes, swarm, buckets and exports, and offers them by its API.
+//!
+//! Invariant: what an answer acknowledges is durable in the store's roots or a bucket's log before the answer is sent;
+//! the catalog is derived from them. The node does no block I/O of its own: guests talk to `export`, and the volumes'
+//! data to `store` and `swarm`.
 
 pub mod api;
+mod attachments;
+mod buckets;
+mod catalog;
 pub mod client;
+mod descriptors;
+mod domains;
+mod error;
+mod exchange;
+mod indexers;
+mod library;
+mod listing;
+mod node;
+mod record;
+mod resolve;
+mod routes;
+mod serve;
+mod snapshots;
+mod task;
+mod transfer;
+mod version;
+
+pub use catalog::CatalogError;
+pub use node::NodeOptions;
+pub use record::RecordError;
+pub use routes::openapi;
+pub use serve::{Ready, serve};

@@ -1,0 +1,207 @@
+//! What lists and details show, made from the parts that know it.
+
+use std::sync::{Arc, PoisonError};
+
+use store::Domain;
+use volume::{BlockDevice as _, Volume};
+
+use crate::api;
+use crate::buckets::{BucketState, show_action, show_reader};
+use crate::catalog::state_of;
+use crate::error::blocking;
+use crate::node::Node;
+use crate::resolve::{DiskContent, Resolved};
+use crate::version::Versions;
+
+/// All versions of a bucket, by object and version: those in its log, and those that are on their way into it.
+pub(crate) fn versions_of(bucket: &BucketState, versions: &Versions) -> Vec<api::Snapshot> {
+    let name = bucket.name();
+    let history = bucket.history();
+    let mut all = Vec::new();
+    for (object, logged) in history.log.objects() {
+        all.extend((1..).zip(logged).map(|(version, logged)| api::Snapshot {
+            bucket: name.clone(),
+            object: object.clone(),
+            version,
+            id: Some(logged.snapshot),
+            state: state_of(logged.retired, true),
+            size_bytes: logged.size_bytes,
+            taken_ms: logged.time_ms,
+            message: logged.message.clone(),
+        }));
+    }
+    drop(history);
+    for (object, version, record) in versions.of_bucket(bucket.id) {
+        let listed = all.iter_mut().find(|snapshot| snapshot.object == object && snapshot.version == version);
+        match listed {
+            Some(listed) => listed.taken_ms = record.taken_ms,
+            None => all.push(api::Snapshot {
+                bucket: name.clone(),
+                size_bytes: record.size_bytes(),
+                object,
+                version,
+                id: record.snapshot,
+                state: state_of(false, record.snapshot.is_some()),
+                taken_ms: record.taken_ms,
+                message: record.message,
+            }),
+        }
+    }
+    all.sort_by(|left, right| (&left.object, left.version).cmp(&(&right.object, right.version)));
+    all
+}
+
+/// A bucket, as in a list.
+pub(crate) fn show_bucket(bucket: &BucketState, versions: &Versions) -> api::Bucket {
+    let all = versions_of(bucket, versions);
+    let mut objects: Vec<_> = all.iter().map(|snapshot| &snapshot.object).collect();
+    objects.dedup();
+    api::Bucket {
+        name: bucket.name(),
+        id: bucket.id,
+        writable: bucket.writable(),
+        objects: objects.len() as u64,
+        versions: all.len() as u64,
+        published: bucket.published(),
+        subscribed: bucket.subscribed(),
+        policy: bucket.record().subscribed.map(|followed| followed.policy.into()),
+        problem: bucket.problem(),
+    }
+}
+
+/// A bucket, in detail.
+pub(crate) fn show_bucket_detail(bucket: &BucketState, versions: &Versions) -> api::BucketDetail {
+    let mut contents: Vec<api::BucketObject> = Vec::new();
+    for snapshot in versions_of(bucket, versions) {
+        contents.retain(|object| object.name != snapshot.object);
+        contents.push(api::BucketObject {
+            name: snapshot.object,
+            latest: snapshot.version,
+            snapshot: snapshot.id,
+            size_bytes: snapshot.size_bytes,
+        });
+    }
+    let shown = show_bucket(bucket, versions);
+    let history = bucket.history();
+    api::BucketDetail {
+        bucket: shown,
+        contents,
+        readers: history.log.readers().map(show_reader).collect(),
+        writers: history.log.writers().map(|writer| writer.to_string()).collect(),
+    }
+}
+
+/// The log of a bucket, decoded.
+pub(crate) fn show_log(bucket: &BucketState) -> Vec<api::LogEntry> {
+    let history = bucket.history();
+    let decode = |signed: &format::entry::SignedEntry| {
+        let entry = format::entry::Entry::decode(&signed.entry).ok()?;
+        Some(api::LogEntry {
+            sequence: entry.sequence,
+            hash: signed.hash().to_string(),
+            time_ms: entry.time_ms,
+            author: entry.author.to_string(),
+            action: show_action(&entry.action),
+        })
+    };
+    history.log.entries().iter().filter_map(decode).collect()
+}
+
+impl Node {
+    /// A volume, as in a list.
+    pub(crate) fn show_volume(&self, volume: &Volume) -> api::Volume {
+        let status = volume.status();
+        let name = volume.name().clone();
+        let origin = status.base.origin.map(|origin| match self.resolve(&origin.snapshot.to_string()) {
+            Ok(resolved) => resolved.path(),
+            Err(_) => origin.snapshot.to_string(),
+        });
+        api::Volume {
+            id: volume.id(),
+            size_bytes: status.size_bytes,
+            origin,
+            dirty_bytes: status.dirty_bytes,
+            attached: self.attached(name.as_str()),
+            name,
+        }
+    }
+
+    /// A volume, in detail. Counting what is missing walks its tree.
+    pub(crate) async fn show_volume_detail(&self, volume: &Arc<Volume>) -> Result<api::VolumeDetail, api::ApiError> {
+        let status = volume.status();
+        let counting = Arc::clone(volume);
+        let missing = blocking(move || counting.missing().map_err(crate::snapshots::device_error)).await?;
+        Ok(api::VolumeDetail {
+            volume: self.show_volume(volume),
+            missing: show_missing(missing),
+            journal_bytes: status.journal_bytes,
+            layers: status.layers as u64,
+            root: status.base.root.map(|root| root.to_string()),
+        })
+    }
+
+    /// A version, in detail.
+    pub(crate) async fn show_snapshot(
+        self: &Arc<Self>,
+        resolved: &Resolved,
+    ) -> Result<api::SnapshotDetail, api::ApiError> {
+        let listed = versions_of(&resolved.bucket, &self.versions)
+            .into_iter()
+            .find(|snapshot| snapshot.object == resolved.object && snapshot.version == resolved.version)
+            .ok_or_else(|| crate::error::not_found("version", resolved.path()))?;
+        let names: Vec<_> = match &resolved.record {
+            Some(record) => record.disks.iter().map(|disk| disk.name.clone()).collect(),
+            None => self.manifest(resolved).await?.disks.into_iter().map(|disk| disk.name).collect(),
+        };
+        let mut disks = Vec::new();
+        for name in names {
+            disks.push(match self.disk(resolved, Some(name.as_str())).await? {
+                DiskContent::Frozen(id) => {
+                    let frozen = self.volumes.frozen(id);
+                    let size_bytes = frozen.map_or(0, |frozen| frozen.size_bytes());
+                    api::DiskDetail { name, size_bytes, root: None, missing: api::Missing::default() }
+                }
+                DiskContent::Tree(base) => {
+                    let view = self.volumes.view(base.clone());
+                    let missing = blocking(move || view.missing().map_err(crate::snapshots::device_error)).await?;
+                    let root = base.root.map(|root| root.to_string());
+                    api::DiskDetail { name, size_bytes: base.size_bytes, root, missing: show_missing(missing) }
+                }
+            });
+        }
+        let base = match &resolved.record {
+            Some(record) => record.base,
+            None => self.manifest(resolved).await?.base,
+        };
+        Ok(api::SnapshotDetail { snapshot: listed, base, disks })
+    }
+
+    /// Whether everything of a snapshot is here. What is here stays here, so that is remembered.
+    pub(crate) fn is_complete(&self, snapshot: types::SnapshotId) -> Result<bool, api::ApiError> {
+        if self.complete.lock().unwrap_or_else(PoisonError::into_inner).contains(&snapshot) {
+            return Ok(true);
+        }
+        let resolved = self.resolve(&snapshot.to_string())?;
+        let Some(manifest) = self.local_manifest(&resolved)? else { return Ok(false) };
+        let domains = self.domains_of(&resolved);
+        for disk in manifest.disks {
+            let base = volume::TreeBase {
+                size_bytes: disk.size_bytes,
+                root: disk.root,
+                origin: None,
+                domains: domains.clone(),
+                written: Domain::OWN,
+            };
+            let missing = self.volumes.view(base).missing().map_err(crate::snapshots::device_error)?;
+            if missing.chunks > 0 || missing.nodes > 0 {
+                return Ok(false);
+            }
+        }
+        self.complete.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot);
+        Ok(true)
+    }
+}
+
+fn show_missing(missing: volume::Missing) -> api::Missing {
+    api::Missing { chunks: missing.chunks, bytes: missing.bytes, nodes: missing.nodes }
+}

@@ -1,0 +1,245 @@
+//! The node: what it consists of, how it starts, what it does in the background, and how it stops.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ::bucket::Signer;
+use anyhow::Context as _;
+use store::{ChunkSource, ChunkStore, LocalOptions, LocalStore};
+use swarm::{Swarm, SwarmOptions};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use types::SnapshotId;
+use volume::{VolumeOptions, Volumes};
+
+use crate::api::{ApiError, TaskKind};
+use crate::attachments::Attachments;
+use crate::buckets::Buckets;
+use crate::catalog::Catalog;
+use crate::descriptors::Tickets;
+use crate::domains::TrustDomains;
+use crate::indexers::Indexers;
+use crate::library::NodeLibrary;
+use crate::task::Tasks;
+use crate::version::Versions;
+
+/// How a node is run.
+#[derive(Clone, Debug)]
+pub struct NodeOptions {
+    /// Everything that it keeps.
+    pub directory: PathBuf,
+    /// Where it talks to peers (UDP); any free port on all addresses where none is given.
+    pub bind: Vec<SocketAddr>,
+    /// Memory for decompressed chunks, in bytes.
+    pub cache_bytes: u64,
+    /// How long to wait for a manifest that is not here before saying so.
+    pub manifest_timeout: Duration,
+}
+
+impl NodeOptions {
+    /// The defaults, for a directory.
+    #[must_use]
+    pub fn new(directory: &Path) -> Self {
+        Self {
+            directory: directory.to_owned(),
+            bind: Vec::new(),
+            cache_bytes: 64 << 20,
+            manifest_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// A running node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) options: NodeOptions,
+    pub(crate) store: Arc<dyn ChunkStore>,
+    pub(crate) volumes: Arc<Volumes>,
+    pub(crate) swarm: Arc<Swarm>,
+    pub(crate) buckets: Arc<Buckets>,
+    pub(crate) versions: Arc<Versions>,
+    pub(crate) domains: Arc<TrustDomains>,
+    pub(crate) indexers: Arc<Indexers>,
+    pub(crate) catalog: Catalog,
+    pub(crate) tasks: Tasks,
+    pub(crate) attachments: Attachments,
+    pub(crate) tickets: Arc<Tickets>,
+    /// The snapshots of which everything was found to be here.
+    pub(crate) complete: Mutex<BTreeSet<SnapshotId>>,
+    /// Woken when this node's addresses, or what it offers, have changed.
+    pub(crate) moved: Arc<Notify>,
+    pub(crate) stopping: CancellationToken,
+    /// The followers, publishers and caretakers.
+    pub(crate) background: TaskTracker,
+}
+
+impl Node {
+    /// Opens everything in the directory, recovers what a crash left, and goes on with what was under way.
+    ///
+    /// # Errors
+    /// When the directory is in use, of a newer version, or damaged beyond what recovers by itself.
+    pub(crate) async fn start(options: NodeOptions) -> anyhow::Result<Arc<Self>> {
+        let directory = options.directory.clone();
+        make_private(&directory)?;
+        let store_options = LocalOptions { cache_bytes: options.cache_bytes, ..LocalOptions::default() };
+        let local = {
+            let path = directory.join("store");
+            tokio::task::spawn_blocking(move || LocalStore::open(&path, store_options)).await??
+        };
+        let store: Arc<dyn ChunkStore> = local;
+        let stopping = CancellationToken::new();
+        let signer = Signer::load_or_create(&directory.join("node.key")).context("could not read the node's key")?;
+        let domains = Arc::new(TrustDomains::open(Arc::clone(&store))?);
+        let buckets = Arc::new(Buckets::open(Arc::clone(&store), &directory.join("buckets"))?);
+        let versions = Arc::new(Versions::open(Arc::clone(&store))?);
+        let indexers = Arc::new(Indexers::open(&directory.join("logins"), signer.clone())?);
+        let moved = Arc::new(Notify::new());
+        let library = Arc::new(NodeLibrary::new(
+            Arc::clone(&store),
+            Arc::clone(&buckets),
+            Arc::clone(&versions),
+            Arc::clone(&indexers),
+            Arc::clone(&moved),
+        ));
+        let mut swarm_options = SwarmOptions::new(*signer.seed());
+        swarm_options.bind.clone_from(&options.bind);
+        let swarm =
+            Swarm::start(swarm_options, Arc::clone(&store), library).await.context("could not reach the network")?;
+        let volumes = {
+            let (path, store, source) =
+                (directory.clone(), Arc::clone(&store), Arc::clone(&swarm) as Arc<dyn ChunkSource>);
+            tokio::task::spawn_blocking(move || Volumes::open(&path, store, source, VolumeOptions::default())).await??
+        };
+        let catalog = Catalog::open(&directory.join("catalog.sqlite")).await?;
+        let tasks = Tasks::new(catalog.clone(), stopping.clone());
+        let attachments = Attachments::new(&directory, Arc::clone(&store), tokio::runtime::Handle::current());
+        let node = Arc::new(Self {
+            options,
+            store,
+            volumes,
+            swarm,
+            buckets,
+            versions,
+            domains,
+            indexers,
+            catalog,
+            tasks,
+            attachments,
+            tickets: Arc::default(),
+            complete: Mutex::default(),
+            moved,
+            stopping,
+            background: TaskTracker::new(),
+        });
+        node.go_on().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        Ok(node)
+    }
+
+    /// Goes on with everything that was under way when the node last stopped.
+    async fn go_on(self: &Arc<Self>) -> Result<(), ApiError> {
+        let node = Arc::clone(self);
+        crate::error::blocking(move || node.versions.recover(&node.buckets)).await?;
+        for task in self.catalog.unfinished_tasks().await.map_err(crate::error::catalog_error)? {
+            match task.kind {
+                TaskKind::Hydrate => self.resume_hydration(task),
+                // A seal begins anew below, from the record of its version.
+                TaskKind::Import | TaskKind::Materialize | TaskKind::Seal => self.tasks.interrupted(task).await?,
+            }
+        }
+        for (bucket, object, version) in self.versions.unsealed() {
+            if let Some(bucket) = self.buckets.list().into_iter().find(|candidate| candidate.id == bucket) {
+                self.start_sealing(&bucket, object, version).await?;
+            }
+        }
+        self.restore_attachments().await;
+        for bucket in self.buckets.list() {
+            self.index_bucket(&bucket).await?;
+            self.start_exchanging(&bucket);
+        }
+        self.spawn_caretaker();
+        self.spawn_announcer();
+        Ok(())
+    }
+
+    /// Commits what peers sent, and folds journals that grow long.
+    fn spawn_caretaker(self: &Arc<Self>) {
+        let node = Arc::clone(self);
+        self.spawn(async move {
+            let mut interval = tokio::time::interval(Duration::from_secs(1));
+            let mut received = 0;
+            loop {
+                interval.tick().await;
+                let now = node.swarm.statistics().total.fetched_bytes();
+                if now != received {
+                    received = now;
+                    let store = Arc::clone(&node.store);
+                    let commit = move || store.commit().map_err(crate::error::store_error);
+                    if let Err(error) = crate::error::blocking(commit).await {
+                        tracing::warn!(%error, "what peers sent could not be made durable");
+                    }
+                }
+                node.fold_volumes().await;
+            }
+        });
+    }
+
+    async fn fold_volumes(self: &Arc<Self>) {
+        for volume in self.volumes.needs_fold() {
+            let progress = types::Progress::default();
+            // Absent base bytes delay a fold, which must not delay those of other volumes for long.
+            let fold = tokio::time::timeout(Duration::from_mins(5), self.volumes.fold(&volume, &progress));
+            match fold.await {
+                Ok(Ok(())) => tracing::debug!(volume = %volume.name(), "a journal was folded"),
+                Ok(Err(error)) => tracing::warn!(%error, volume = %volume.name(), "a journal could not be folded"),
+                Err(_) => tracing::warn!(volume = %volume.name(), "folding a journal waits for data that is not here"),
+            }
+        }
+    }
+
+    /// Runs something in the background until the node stops.
+    pub(crate) fn spawn(self: &Arc<Self>, work: impl Future<Output = ()> + Send + 'static) {
+        let stopping = self.stopping.clone();
+        self.background.spawn(async move {
+            tokio::select! {
+                () = work => {}
+                () = stopping.cancelled() => {}
+            }
+        });
+    }
+
+    /// Stops in order: requests in flight are finished, nothing acknowledged is lost.
+    pub(crate) async fn stop(&self) {
+        self.stopping.cancel();
+        self.attachments.stop_all().await;
+        self.background.close();
+        self.background.wait().await;
+        self.tasks.close().await;
+        self.swarm.close().await;
+        for volume in self.volumes.list() {
+            if let Err(error) = volume::BlockDevice::flush(&*volume) {
+                tracing::warn!(%error, volume = %volume.name(), "a volume could not be flushed");
+            }
+        }
+        if let Err(error) = self.store.commit() {
+            tracing::warn!(%error, "the store could not be committed");
+        }
+        self.catalog.close().await;
+    }
+}
+
+/// Makes a directory that only its owner can enter.
+fn make_private(directory: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    if directory.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
+        .with_context(|| format!("could not make the directory {}", directory.display()))
+}

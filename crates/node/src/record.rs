@@ -1,0 +1,193 @@
+//! The node's root records: what it must know after any crash, in deterministic CBOR.
+//!
+//! They are records of the store, durable before anything is acknowledged. The catalog is derived from them. Their
+//! names: `bucket/ID`, `snapshot/BUCKET/OBJECT/VERSION`, `attachment/TARGET`, `domain/OWNER`.
+
+use format::{CanonicalError, from_canonical, to_canonical};
+use minicbor::{Decode, Encode};
+use store::{ChunkStore, Domain, Domains, Origin, RootChange, StoreError};
+use types::{BucketId, FrozenId, Name, NodeId, SnapshotId};
+
+const MAX_RECORD_BYTES: usize = 1 << 20;
+
+/// A root record was not one.
+#[derive(Debug, thiserror::Error)]
+#[error("the record {name} is damaged")]
+pub struct RecordError {
+    name: String,
+    #[source]
+    source: CanonicalError,
+}
+
+/// A value that is kept as a root record.
+pub(crate) trait Record: Encode<()> + for<'b> Decode<'b, ()> {
+    /// The change that writes this record under a name.
+    fn change(&self, name: String) -> RootChange {
+        (name, Some(to_canonical(self)))
+    }
+
+    /// Writes this record, durably.
+    fn write(&self, store: &dyn ChunkStore, name: String) -> Result<(), StoreError> {
+        store.roots().apply(vec![self.change(name)])
+    }
+
+    /// Reads all records under a prefix, by what follows it in their names.
+    fn read_all(store: &dyn ChunkStore, prefix: &str) -> Result<Vec<(String, Self)>, RecordError> {
+        let decode = |(name, bytes): (String, Vec<u8>)| match from_canonical(&bytes, MAX_RECORD_BYTES) {
+            Ok(record) => Ok((name[prefix.len()..].to_owned(), record)),
+            Err(source) => Err(RecordError { name, source }),
+        };
+        store.roots().list(prefix).into_iter().map(decode).collect()
+    }
+}
+
+/// A bucket that this node knows.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct BucketRecord {
+    /// Its name here.
+    #[n(0)]
+    pub(crate) name: Name,
+    /// The trust domain of its data.
+    #[n(1)]
+    pub(crate) domain: u32,
+    /// Where this node publishes it.
+    #[n(2)]
+    pub(crate) published: Option<String>,
+    /// Where this node follows it.
+    #[n(3)]
+    pub(crate) subscribed: Option<SubscribedRecord>,
+}
+
+/// How a bucket is followed.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct SubscribedRecord {
+    /// The reference.
+    #[n(0)]
+    pub(crate) reference: String,
+    /// How much of it is brought.
+    #[n(1)]
+    pub(crate) policy: PolicyRecord,
+}
+
+/// [`crate::api::Policy`], as it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub(crate) enum PolicyRecord {
+    #[n(0)]
+    Tree,
+    #[n(1)]
+    Lazy,
+    #[n(2)]
+    Full,
+}
+
+/// A version that this node took or imported.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct SnapshotRecord {
+    /// When it was taken.
+    #[n(0)]
+    pub(crate) taken_ms: u64,
+    /// A note.
+    #[n(1)]
+    pub(crate) message: String,
+    /// Its disks.
+    #[n(2)]
+    pub(crate) disks: Vec<DiskRecord>,
+    /// Where its data may be found.
+    #[n(3)]
+    pub(crate) domains: Vec<u32>,
+    /// What it was derived from.
+    #[n(4)]
+    pub(crate) base: Option<SnapshotId>,
+    /// Its id, once every disk is sealed and the manifest is stored.
+    #[n(5)]
+    pub(crate) snapshot: Option<SnapshotId>,
+}
+
+/// A disk of such a version.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct DiskRecord {
+    /// Its name in the snapshot.
+    #[n(0)]
+    pub(crate) name: Name,
+    /// Its size in bytes.
+    #[n(1)]
+    pub(crate) size_bytes: u64,
+    /// The frozen layers, until the disk is sealed.
+    #[n(2)]
+    pub(crate) frozen: Option<FrozenId>,
+    /// The root of its tree, once it is sealed; `None` then means a hole.
+    #[n(3)]
+    pub(crate) root: Option<NodeId>,
+    /// Where absent parts can be asked for.
+    #[n(4)]
+    pub(crate) origin: Option<OriginRecord>,
+}
+
+/// [`Origin`], as it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct OriginRecord {
+    #[n(0)]
+    pub(crate) snapshot: SnapshotId,
+    #[n(1)]
+    pub(crate) disk: u32,
+}
+
+/// An attachment, which comes back by itself after a restart.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct AttachmentRecord {
+    /// What is attached: a volume's name, a snapshot's path with its version, or a snapshot id.
+    #[n(0)]
+    pub(crate) target: String,
+    /// The disk of a snapshot that has several.
+    #[n(1)]
+    pub(crate) disk: Option<String>,
+    /// The TCP address; a unix socket where there is none.
+    #[n(2)]
+    pub(crate) listen: Option<String>,
+    /// After how long a read of what nobody has fails.
+    #[n(3)]
+    pub(crate) read_timeout_ms: Option<u64>,
+}
+
+/// The number of a trust domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct DomainRecord {
+    #[n(0)]
+    pub(crate) number: u32,
+}
+
+impl Record for BucketRecord {}
+impl Record for SnapshotRecord {}
+impl Record for AttachmentRecord {}
+impl Record for DomainRecord {}
+
+impl SnapshotRecord {
+    /// The name of the record of a version.
+    pub(crate) fn name(bucket: BucketId, object: &Name, version: u64) -> String {
+        format!("snapshot/{bucket}/{object}/{version:020}")
+    }
+
+    /// Where its data may be found.
+    pub(crate) fn domains(&self) -> Domains {
+        let domains: Vec<Domain> = self.domains.iter().copied().map(Domain).collect();
+        if domains.is_empty() { Domain::OWN.into() } else { Domains::new(&domains) }
+    }
+
+    /// The sum of its disks' sizes, in bytes.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.disks.iter().map(|disk| disk.size_bytes).sum()
+    }
+}
+
+impl From<Origin> for OriginRecord {
+    fn from(origin: Origin) -> Self {
+        Self { snapshot: origin.snapshot, disk: origin.disk }
+    }
+}
+
+impl From<OriginRecord> for Origin {
+    fn from(record: OriginRecord) -> Self {
+        Self { snapshot: record.snapshot, disk: record.disk }
+    }
+}

@@ -1,0 +1,121 @@
+//! The HTTP API: a handler for each route, by resource. What they take and answer is in [`crate::api`].
+
+mod attachments;
+mod buckets;
+mod health;
+mod reply;
+mod snapshots;
+mod tasks;
+mod volumes;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{get, post};
+use utoipa::OpenApi;
+
+use crate::node::Node;
+
+/// The largest request body, in bytes.
+const MAX_BODY_BYTES: usize = 1 << 20;
+
+/// The API's description.
+#[derive(OpenApi, Debug)]
+#[openapi(
+    info(title = "brant node", description = "Volumes, snapshots and buckets of one node. Errors are ApiError."),
+    paths(
+        attachments::list,
+        attachments::create,
+        attachments::remove,
+        buckets::list,
+        buckets::create,
+        buckets::show,
+        buckets::remove,
+        buckets::log,
+        buckets::grant,
+        buckets::revoke,
+        buckets::publish,
+        buckets::unpublish,
+        buckets::subscriptions,
+        buckets::subscribe,
+        buckets::unsubscribe,
+        buckets::logins,
+        buckets::login,
+        health::status,
+        health::health,
+        health::metrics,
+        health::openapi,
+        snapshots::list,
+        snapshots::take,
+        snapshots::show,
+        snapshots::retire,
+        snapshots::import,
+        snapshots::materialize,
+        snapshots::hydrate,
+        snapshots::clone,
+        tasks::list,
+        tasks::show,
+        tasks::cancel,
+        volumes::list,
+        volumes::create,
+        volumes::show,
+        volumes::remove,
+    )
+)]
+struct Description;
+
+/// The API's description, as JSON.
+///
+/// # Panics
+/// Never: the description is fixed.
+#[must_use]
+pub fn openapi() -> String {
+    Description::openapi().to_pretty_json().expect("a fixed document can be written as JSON")
+}
+
+/// All routes.
+pub(crate) fn router(node: Arc<Node>) -> Router {
+    Router::new()
+        .route("/v1/status", get(health::status))
+        .route("/v1/health", get(health::health))
+        .route("/v1/openapi.json", get(health::openapi))
+        .route("/metrics", get(health::metrics))
+        .route("/v1/buckets", get(buckets::list).post(buckets::create))
+        .route("/v1/buckets/{bucket}", get(buckets::show).delete(buckets::remove))
+        .route("/v1/buckets/{bucket}/log", get(buckets::log))
+        .route("/v1/buckets/{bucket}/grant", post(buckets::grant))
+        .route("/v1/buckets/{bucket}/revoke", post(buckets::revoke))
+        .route("/v1/buckets/{bucket}/publish", post(buckets::publish))
+        .route("/v1/buckets/{bucket}/unpublish", post(buckets::unpublish))
+        .route("/v1/subscriptions", get(buckets::subscriptions).post(buckets::subscribe))
+        .route("/v1/subscriptions/{bucket}", axum::routing::delete(buckets::unsubscribe))
+        .route("/v1/logins", get(buckets::logins).post(buckets::login))
+        .route("/v1/volumes", get(volumes::list).post(volumes::create))
+        .route("/v1/volumes/{volume}", get(volumes::show).delete(volumes::remove))
+        .route("/v1/clones", post(snapshots::clone))
+        .route("/v1/snapshots", get(snapshots::list).post(snapshots::take))
+        .route("/v1/snapshots/{snapshot}", get(snapshots::show).delete(snapshots::retire))
+        .route("/v1/imports", post(snapshots::import))
+        .route("/v1/materializations", post(snapshots::materialize))
+        .route("/v1/hydrations/{target}", post(snapshots::hydrate))
+        .route("/v1/attachments", get(attachments::list).post(attachments::create))
+        .route("/v1/attachments/{target}", axum::routing::delete(attachments::remove))
+        .route("/v1/tasks", get(tasks::list))
+        .route("/v1/tasks/{id}", get(tasks::show))
+        .route("/v1/tasks/{id}/cancel", post(tasks::cancel))
+        .fallback(reply::no_such_route)
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
+        .with_state(node)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_description_names_every_route_once() {
+        let text = super::openapi();
+        for path in ["/v1/clones", "/v1/snapshots/{snapshot}", "/v1/buckets/{bucket}/publish", "/v1/tasks/{id}/cancel"]
+        {
+            assert!(text.contains(&format!("\"{path}\"")), "{path}");
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Taking snapshots of volumes, sealing them in the background, and cloning snapshots into volumes.
+
+use std::sync::Arc;
+
+use store::{Domain, Domains};
+use types::{BucketId, Name, ObjectPath, Progress, SnapshotId};
+use volume::{TreeBase, Volume};
+
+use crate::api::{self, ApiError, ErrorCode, TaskKind};
+use crate::buckets::BucketState;
+use crate::error::{blocking, not_found, store_error};
+use crate::node::Node;
+use crate::record::{DiskRecord, SnapshotRecord};
+use crate::resolve::DiskContent;
+use crate::task::{Outcome, now_ms};
+
+/// Reads where a new version shall go; its number is given, not chosen.
+pub(crate) fn parse_new_path(text: &str) -> Result<ObjectPath, ApiError> {
+    let path: ObjectPath =
+        text.parse().map_err(|error: types::NameError| ApiError::new(ErrorCode::Invalid, error.to_string()))?;
+    match path.version {
+        None => Ok(path),
+        Some(_) => Err(ApiError::new(ErrorCode::Invalid, format!("{text} names a version"))
+            .hint("a new version's number is given by the bucket: leave @VERSION out")),
+    }
+}
+
+impl Node {
+    /// Takes a snapshot of volumes at one moment. It has its version at once and is sealed in the background.
+    pub(crate) async fn take_snapshot(
+        self: &Arc<Self>,
+        request: api::TakeSnapshotRequest,
+    ) -> Result<api::Snapshot, ApiError> {
+        let path = parse_new_path(&request.path)?;
+        if request.volumes.is_empty() {
+            return Err(ApiError::new(ErrorCode::Invalid, "no volume to take a snapshot of"));
+        }
+        let bucket = self.buckets.find(&path.bucket)?;
+        let find = |name: &Name| self.volumes.get(name).ok_or_else(|| not_found("volume", name));
+        let volumes: Vec<_> = request.volumes.iter().map(find).collect::<Result<_, _>>()?;
+        if volumes
+            .iter()
+            .enumerate()
+            .any(|(place, volume)| volumes[..place].iter().any(|other| other.id() == volume.id()))
+        {
+            return Err(ApiError::new(ErrorCode::Invalid, "a volume is named twice"));
+        }
+        let node = Arc::clone(self);
+        let (taking, object, message) = (Arc::clone(&bucket), path.object.clone(), request.message);
+        let version = blocking(move || node.freeze(&taking, &object, &volumes, message)).await?;
+        self.index_bucket(&bucket).await?;
+        self.start_sealing(&bucket, path.object.clone(), version).await?;
+        let find = crate::listing::versions_of(&bucket, &self.versions)
+            .into_iter()
+            .find(|snapshot| snapshot.object == path.object && snapshot.version == version);
+        find.ok_or_else(|| not_found("version", request.path))
+    }
+
+    fn freeze(
+        &self,
+        bucket: &BucketState,
+        object: &Name,
+        volumes: &[Arc<Volume>],
+        message: String,
+    ) -> Result<u64, ApiError> {
+        let single = volumes.len() == 1;
+        let bases: Vec<TreeBase> = volumes.iter().map(|volume| volume.status().base).collect();
+        let taken_ms = now_ms();
+        let domains = bases.iter().skip(1).fold(bases[0].domains.clone(), |all, base| all.with(&base.domains));
+        let domains = bases.iter().fold(domains, |all, base| all.with(&Domains::from(base.written)));
+        let disk_name = |volume: &Volume| if single { object.clone() } else { volume.name().clone() };
+        let record = SnapshotRecord {
+            taken_ms,
+            message,
+            disks: volumes
+                .iter()
+                .zip(&bases)
+                .map(|(volume, base)| DiskRecord {
+                    name: disk_name(volume),
+                    size_bytes: base.size_bytes,
+                    frozen: None,
+                    root: None,
+                    origin: base.origin.map(Into::into),
+                })
+                .collect(),
+            domains: domains.iter().map(|domain| domain.0).collect(),
+            base: bases.iter().find_map(|base| base.origin).map(|origin| origin.snapshot),
+            snapshot: None,
+        };
+        let freezing = |to_change: Box<dyn FnOnce(&SnapshotRecord) -> store::RootChange>| {
+            let mut record = record;
+            let frozen = self
+                .volumes
+                .freeze(volumes, |ids| {
+                    for (disk, id) in record.disks.iter_mut().zip(ids) {
+                        disk.frozen = Some(*id);
+                    }
+                    vec![to_change(&record)]
+                })
+                .map_err(volume_error)?;
+            Ok((record, frozen))
+        };
+        let (version, _) = self.versions.take(bucket, object, freezing)?;
+        Ok(version)
+    }
+
+    /// Starts to seal a version in the background.
+    pub(crate) async fn start_sealing(
+        self: &Arc<Self>,
+        bucket: &Arc<BucketState>,
+        object: Name,
+        version: u64,
+    ) -> Result<(), ApiError> {
+        let subject = format!("{}/{object}@{version}", bucket.name());
+        let (node, bucket) = (Arc::clone(self), Arc::clone(bucket));
+        let work = |progress| async move { node.seal(&bucket, &object, version, &progress).await };
+        self.tasks.start(TaskKind::Seal, subject, work).await.map(drop)
+    }
+
+    /// Seals the disks of a version, gives it its id, and enters it into the bucket's log.
+    pub(crate) async fn seal(
+        self: &Arc<Self>,
+        bucket: &Arc<BucketState>,
+        object: &Name,
+        version: u64,
+        progress: &Arc<Progress>,
+    ) -> Outcome {
+        let gone = || not_found("version", format!("{}/{object}@{version}", bucket.name()));
+        let record = self.versions.find(bucket.id, object, version).ok_or_else(gone)?;
+        for (number, disk) in record.disks.iter().enumerate() {
+            let Some(frozen) = disk.frozen else { continue };
+            let sealed = self.volumes.seal(frozen, progress).await.map_err(volume_error)?;
+            let (node, id, object) = (Arc::clone(self), bucket.id, object.clone());
+            blocking(move || node.disk_sealed(id, &object, version, number, &sealed)).await?;
+            self.volumes.forget_frozen(frozen).map_err(volume_error)?;
+        }
+        self.finish_version(bucket, object, version).await?;
+        let id = self.versions.find(bucket.id, object, version).and_then(|record| record.snapshot).ok_or_else(gone)?;
+        Ok(format!("{}/{object}@{version} is snapshot {id}", bucket.name()))
+    }
+
+    fn disk_sealed(
+        &self,
+        bucket: BucketId,
+        object: &Name,
+        version: u64,
+        number: usize,
+        sealed: &TreeBase,
+    ) -> Result<(), ApiError> {
+        self.versions.update(bucket, object, version, |record| {
+            let domains = record.domains().with(&sealed.domains).with(&Domains::from(sealed.written));
+            record.domains = domains.iter().map(|domain| domain.0).collect();
+            if let Some(disk) = record.disks.get_mut(number) {
+                disk.frozen = None;
+                disk.root = sealed.root;
+                disk.origin = sealed.origin.map(Into::into);
+            }
+        })
+    }
+
+    /// Gives a version whose disks are sealed its id, and enters what can be entered into the log.
+    pub(crate) async fn finish_version(
+        self: &Arc<Self>,
+        bucket: &Arc<BucketState>,
+        object: &Name,
+        version: u64,
+    ) -> Result<(), ApiError> {
+        let (node, completing, object) = (Arc::clone(self), Arc::clone(bucket), object.clone());
+        blocking(move || {
+            node.versions.complete(&completing, &object, version)?;
+            node.versions.log_sealed(&completing)
+        })
+        .await?;
+        self.index_bucket(bucket).await
+    }
+
+    /// Makes a volume that begins as a disk of a snapshot.
+    pub(crate) async fn clone_snapshot(self: &Arc<Self>, request: api::CloneRequest) -> Result<Arc<Volume>, ApiError> {
+        let resolved = self.resolve(&request.snapshot)?;
+        let content = self.disk(&resolved, request.disk.as_deref()).await?;
+        let (node, name) = (Arc::clone(self), request.volume);
+        blocking(move || match content {
+            DiskContent::Frozen(id) => node.volumes.clone_frozen(&name, id).map_err(volume_error),
+            DiskContent::Tree(base) => {
+                let written = node.write_domain(&name, &base)?;
+                let domains = base.domains.with(&Domains::from(written));
+                node.volumes.clone_tree(&name, TreeBase { written, domains, ..base }).map_err(volume_error)
+            }
+        })
+        .await
+    }
+
+    /// The trust domain of what a clone writes: our own, where all that it shows is.
+    fn write_domain(&self, name: &Name, base: &TreeBase) -> Result<Domain, ApiError> {
+        if base.domains.iter().all(|domain| domain == Domain::OWN) {
+            return Ok(Domain::OWN);
+        }
+        self.domains.of_volume(name)
+    }
+
+    /// The version before the next one of an object, which a new one is likely to share most with.
+    pub(crate) fn previous_snapshot(&self, bucket: &BucketState, object: &Name) -> Option<SnapshotId> {
+        let latest = self.versions.latest(bucket, object)?;
+        self.versions.find(bucket.id, object, latest)?.snapshot
+    }
+}
+
+/// Turns the volumes' error into the API's.
+pub(crate) fn volume_error(error: volume::VolumeError) -> ApiError {
+    use volume::VolumeError;
+    let (code, hint) = match &error {
+        VolumeError::Exists(_) | VolumeError::Repeated(_) => {
+            (ErrorCode::Conflict, Some("choose another name, or see: brant volume list"))
+        }
+        VolumeError::Device(volume::DeviceError::Full) => {
+            (ErrorCode::Full, Some("make room on the node's file system"))
+        }
+        VolumeError::Size(_) | VolumeError::Shrinks { .. } => (ErrorCode::Invalid, None),
+        VolumeError::NotFound(_) | VolumeError::UnknownFrozen(_) => (ErrorCode::NotFound, None),
+        VolumeError::Damaged { .. } | VolumeError::Tree(_) => (ErrorCode::Damaged, None),
+        VolumeError::Cancelled(_) => (ErrorCode::Cancelled, None),
+        VolumeError::Store(_) => match error {
+            VolumeError::Store(inner) => return store_error(inner),
+            _ => unreachable!("just matched"),
+        },
+        _ => (ErrorCode::Internal, None),
+    };
+    let api = ApiError::from_error(code, &error);
+    match hint {
+        Some(hint) => api.hint(hint),
+        None => api,
+    }
+}
+
+/// Turns a disk's error into the API's.
+pub(crate) fn device_error(error: volume::DeviceError) -> ApiError {
+    volume_error(error.into())
+}

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use format::pack::{FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordType};
 
-use super::disk::failed;
+use super::disk::{failed, sync_directory};
 use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals, index_error, is_passing};
 use super::pack::{Pack, Packs, list_packs};
 use super::scan::{Check, Found, key_of, scan};
@@ -93,6 +93,7 @@ fn attempt(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Resu
     let (index, state, rebuilt) = open_index(place, packs, &numbers)?;
     let report = RecoveryReport { index_rebuilt: rebuilt, packs: numbers.len() as u64, ..RecoveryReport::default() };
     let mut replay = Replay { index, directory: &place.directory, batch: BTreeMap::new(), state, report };
+    sync_directory(&packs.directory)?;
     let mut open = None;
     let last = numbers.last().copied().unwrap_or(0);
     for number in numbers {
@@ -114,7 +115,7 @@ pub(crate) fn set_index_aside(place: &IndexPlace) -> Result<(), StoreError> {
     }
     let aside = place.directory.with_extension("damaged");
     match fs::remove_dir_all(&aside) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("remove", &aside)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &aside)(error)),
         _ => fs::rename(&place.directory, &aside).map_err(failed("move aside", &place.directory)),
     }
 }
@@ -191,6 +192,10 @@ impl Replay<'_> {
         let from = if begun { self.state.checkpoint.end } else { PACK_HEADER_BYTES as u64 };
         if !begun {
             self.state.checkpoint = Checkpoint { pack: pack.number, end: from, records: 0 };
+        }
+        if from < end {
+            // What a killed process had written counts from now on, so it must survive the loss of power from now on.
+            pack.file.sync_data().map_err(failed("synchronise", &pack.path))?;
         }
         if pack.header_damaged && !never_written(pack)? {
             self.damage(pack, None, 0, PACK_HEADER_BYTES as u64);

@@ -85,8 +85,10 @@ impl RootsLog {
         if end < bytes.len() {
             let torn_bytes = bytes.len() - end;
             tracing::warn!(log = %path.display(), torn_bytes, "roots log ends in a change that was never acknowledged");
-            file.set_len(end as u64).and_then(|()| file.sync_all()).map_err(failed("truncate", path))?;
+            file.set_len(end as u64).map_err(failed("truncate", path))?;
         }
+        // The last transaction of a killed process counts from now on, so it must be durable from now on.
+        file.sync_data().map_err(failed("synchronise", path))?;
         let live_bytes = records.iter().map(|(name, value)| record_bytes(name, value)).sum();
         let log = Log { file, secret, end: end as u64, sequence, live_bytes, suspect: false };
         Ok(Self { path: path.to_owned(), log: Mutex::new(log), records: RwLock::new(records) })

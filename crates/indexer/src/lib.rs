@@ -5,17 +5,23 @@
 //! signed and short-lived. Who may not read a reference learns nothing of it: every answer about it is the one about a
 //! name that does not exist.
 //!
-//! `server` is the service, `admin` its operator's side, [`client`] the node's side; [`api`] is what they say to
+//! [`server`] is the service, [`admin`] its operator's side, [`client`] the node's side; [`api`] is what they say to
 //! each other, described in `docs/protocol.md`. SQL is only in the `db` module.
 
 pub mod address;
+pub mod admin;
 pub mod announcement;
 pub mod api;
 pub mod client;
 pub mod clock;
+mod db;
 pub mod proof;
+pub mod server;
+mod token;
 
 pub use address::{AddressRecord, SignedAddressRecord};
 pub use announcement::{Announced, Announcement, SignedAnnouncement};
 pub use clock::Clock;
+pub use db::DbError;
 pub use proof::{EndpointProof, SignedProof};
+pub use server::{ServeError, ServeOptions, Serving, serve};

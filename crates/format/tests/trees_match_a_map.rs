@@ -1,6 +1,8 @@
 //! Whatever is done to a disk tree, it says the same as a map from index to chunk: at every size up to 64 TiB, while
 //! it grows, and while parts of it are absent.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;

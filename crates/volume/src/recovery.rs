@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -115,9 +114,6 @@ impl Layers<'_> {
 fn make_directory(path: &Path) -> Result<(), VolumeError> {
     use std::os::unix::fs::DirBuilderExt;
     let error = |source| VolumeError::Io { operation: "make", path: path.to_owned(), source };
-    match fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(source) if source.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        Err(source) => Err(error(source)),
-        Ok(()) => path.parent().map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all()).map_err(error),
-    }
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error)?;
+    path.parent().map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all()).map_err(error)
 }

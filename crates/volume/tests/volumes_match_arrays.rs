@@ -1,6 +1,8 @@
 //! Whatever is done to volumes, in whatever order, every disk says the same as an array of bytes: through snapshots,
 //! clones, sealing, folding, growing, removing, and opening everything again.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 #[path = "support/fixture.rs"]
 mod fixture;
 

@@ -151,7 +151,7 @@ mod tests {
     #[test]
     fn compresses_where_it_pays_and_comes_back() {
         let mut compressor = Compressor::new();
-        let text: Vec<u8> = (0..65536_u32).map(|i| (i / 100) as u8).collect();
+        let text: Vec<u8> = (0..65536_u32).map(|i| (i / 100).to_le_bytes()[0]).collect();
         let stored = compressor.compress(&text);
         assert_eq!(stored.codec, Codec::Zstd);
         assert!(stored.bytes.len() < 4096);

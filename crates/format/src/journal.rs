@@ -283,7 +283,7 @@ mod tests {
     #[test]
     fn records_there_and_back() {
         let keys = keys();
-        let data: Vec<u8> = (0..1024_u32).map(|byte| byte as u8).collect();
+        let data: Vec<u8> = (0..1024_u32).map(|byte| byte.to_le_bytes()[0]).collect();
         let bytes = encode(&keys, 64, RecordKind::Write, 2, &data);
         let (record, found) = keys.decode(LAYER, 64, &bytes).unwrap();
         assert_eq!((record.kind, record.sequence, record.sector, record.sectors), (RecordKind::Write, 9, 2048, 2));

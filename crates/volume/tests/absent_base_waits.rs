@@ -129,7 +129,7 @@ fn sealing_waits_for_the_base_of_parts_and_writes_do_not() {
     expected[end - 512..].copy_from_slice(&noise(6, 512));
     let whole = 300 * CHUNK_BYTES..301 * CHUNK_BYTES;
     expected[whole].copy_from_slice(&noise(7, CHUNK_BYTES));
-    let frozen = volumes.freeze(&[clone.clone()], |_| Vec::new()).unwrap().remove(0);
+    let frozen = volumes.freeze(std::slice::from_ref(&clone), |_| Vec::new()).unwrap().remove(0);
     run(async {
         let progress = Arc::new(Progress::default());
         let (sealer, watched) = (volumes.clone(), progress.clone());

@@ -212,7 +212,7 @@ fn an_old_record_does_not_come_back_at_its_old_place() {
 fn frozen_with_data(volumes: &Arc<Volumes>) -> (Arc<Volume>, types::FrozenId) {
     let volume = volumes.create(&name(), DISK as u64).unwrap();
     write(&volume, 3, 20, Some(noise(5, 20 * SECTOR)));
-    let frozen = volumes.freeze(&[volume.clone()], |_| Vec::new()).unwrap().remove(0);
+    let frozen = volumes.freeze(std::slice::from_ref(&volume), |_| Vec::new()).unwrap().remove(0);
     (volume, frozen.id())
 }
 

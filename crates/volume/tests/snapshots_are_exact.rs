@@ -86,12 +86,12 @@ fn further_records_are_made_in_the_same_step() {
     let disk = volumes.create(&name("a"), 1 << 20).unwrap();
     disk.write(0, &[1; 512], Durability::Process).unwrap();
     let too_long = |_: &[types::FrozenId]| vec![("version/x".to_owned(), Some(vec![0; 2 << 20]))];
-    assert!(matches!(volumes.freeze(&[disk.clone()], too_long), Err(VolumeError::Store(_))));
+    assert!(matches!(volumes.freeze(std::slice::from_ref(&disk), too_long), Err(VolumeError::Store(_))));
     assert_eq!(node.store.roots().list("frozen/"), Vec::new(), "all or none");
     assert_eq!(disk.status().layers, 1);
     disk.write(512, &[2; 512], Durability::Process).unwrap();
     let frozen = volumes
-        .freeze(&[disk.clone()], |ids| vec![("version/x".to_owned(), Some(ids[0].0.to_vec()))])
+        .freeze(std::slice::from_ref(&disk), |ids| vec![("version/x".to_owned(), Some(ids[0].0.to_vec()))])
         .unwrap()
         .remove(0);
     assert_eq!(node.store.roots().get("version/x"), Some(frozen.id().0.to_vec()));
@@ -107,7 +107,7 @@ fn a_clone_outlives_its_source() {
     let source = volumes.create(&name("source"), 1 << 20).unwrap();
     let data = noise(1, 1 << 20);
     source.write(0, &data, Durability::Process).unwrap();
-    let frozen = volumes.freeze(&[source.clone()], |_| Vec::new()).unwrap().remove(0);
+    let frozen = volumes.freeze(std::slice::from_ref(&source), |_| Vec::new()).unwrap().remove(0);
     let clone = volumes.clone_frozen(&name("clone"), frozen.id()).unwrap();
     source.write(0, &noise(2, 4096), Durability::Process).unwrap();
     clone.write(8192, &noise(3, 4096), Durability::Process).unwrap();
@@ -142,7 +142,7 @@ fn the_largest_disk_costs_what_is_written() {
     let disk = volumes.create(&name("large"), MAX_DISK_BYTES).unwrap();
     let last = MAX_DISK_BYTES - 512;
     disk.write(last, &[7; 512], Durability::Process).unwrap();
-    let frozen = volumes.freeze(&[disk.clone()], |_| Vec::new()).unwrap().remove(0);
+    let frozen = volumes.freeze(std::slice::from_ref(&disk), |_| Vec::new()).unwrap().remove(0);
     let clone = volumes.clone_frozen(&name("clone"), frozen.id()).unwrap();
     assert_eq!(read(&*clone, last, 512), [7; 512]);
     let base = run(volumes.seal(frozen.id(), &Progress::default())).unwrap();

@@ -40,7 +40,7 @@ fn write(number: u64) -> (usize, Vec<u8>) {
     let place = number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     let sectors = 1 + usize::try_from(number % 40).unwrap();
     let sector = usize::try_from(place).unwrap() % (COUNTER / SECTOR - sectors);
-    let data = if number % 11 == 0 { vec![0; sectors * SECTOR] } else { noise(number, sectors * SECTOR) };
+    let data = if number.is_multiple_of(11) { vec![0; sectors * SECTOR] } else { noise(number, sectors * SECTOR) };
     (sector * SECTOR, data)
 }
 
@@ -68,7 +68,7 @@ fn child(directory: &Path) {
     loop {
         number += 1;
         let (offset, data) = write(number);
-        if number % 11 == 0 {
+        if number.is_multiple_of(11) {
             disk.write_zeroes(offset as u64, data.len() as u64, Durability::Process).unwrap();
         } else {
             disk.write(offset as u64, &data, Durability::Process).unwrap();
@@ -80,7 +80,7 @@ fn child(directory: &Path) {
         if writeln!(stdout.lock(), "wrote {number}").is_err() {
             return;
         }
-        if number % 16 == 0 {
+        if number.is_multiple_of(16) {
             between(&volumes, number);
         }
     }
@@ -90,7 +90,7 @@ fn child(directory: &Path) {
 fn between(volumes: &Arc<Volumes>, number: u64) {
     let disk = volumes.get(&name()).unwrap();
     let frozen = volumes
-        .freeze(&[disk.clone()], |ids| vec![(format!("version/{number}"), Some(ids[0].0.to_vec()))])
+        .freeze(std::slice::from_ref(&disk), |ids| vec![(format!("version/{number}"), Some(ids[0].0.to_vec()))])
         .unwrap()
         .remove(0);
     let clone = format!("clone-{number}").parse().unwrap();

@@ -2,6 +2,8 @@
 //!
 //! The golden files are hexadecimal; `BRANT_WRITE_GOLDEN=1` writes them, which is right only for a new version.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fmt::Write;
 use std::path::Path;
 

@@ -224,3 +224,63 @@ impl Roots for LocalRoots {
         self.log.apply(changes)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+    use crate::conformance::{chunk_key, sample};
+
+    #[test]
+    fn after_a_write_that_did_not_reach_the_medium_nothing_is_written_but_all_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path(), LocalOptions::default()).unwrap();
+        let (old, new) = (sample(1, 3000), sample(2, 3000));
+        store.put(&chunk_key(&old), Domain::OWN, &old).unwrap();
+        store.core.stopped.store(true, Ordering::Release);
+        let refused = store.put(&chunk_key(&new), Domain::OWN, &new);
+        assert!(matches!(refused, Err(StoreError::Stopped { .. })), "{refused:?}");
+        assert!(matches!(store.commit(), Err(StoreError::Stopped { .. })));
+        let root = ("volume/1".to_owned(), Some(Vec::new()));
+        assert!(matches!(store.roots().apply(vec![root]), Err(StoreError::Stopped { .. })));
+        assert_eq!(store.roots().get("volume/1"), None);
+        assert_eq!(store.get(&chunk_key(&old), &Domain::OWN.into()).unwrap().unwrap(), old);
+    }
+
+    #[test]
+    fn the_cache_is_bounded_and_what_it_holds_is_not_read_again() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = LocalOptions { cache_bytes: 300_000, ..LocalOptions::default() };
+        let store = LocalStore::open(directory.path(), options).unwrap();
+        let samples: Vec<_> = (0..20).map(|number| sample(number, 60_000)).collect();
+        for plain in &samples {
+            store.put(&chunk_key(plain), Domain::OWN, plain).unwrap();
+            store.get(&chunk_key(plain), &Domain::OWN.into()).unwrap().unwrap();
+            assert!(store.cache.weight() <= 300_000);
+        }
+        let cached = samples.iter().find(|plain| store.cache.contains_key(&chunk_key(plain))).expect("one is cached");
+        std::fs::write(directory.path().join("packs/00000001.pack"), b"").unwrap();
+        assert_eq!(store.get(&chunk_key(cached), &Domain::OWN.into()).unwrap().unwrap(), *cached);
+    }
+
+    #[test]
+    fn what_came_compressed_is_kept_so_unless_it_is_longer() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path(), LocalOptions::default()).unwrap();
+        let plain = sample(1, 10_000);
+        let sent = Compressor::new().compress(&plain);
+        store.put_stored(&chunk_key(&plain), Domain::OWN, &sent).unwrap();
+        assert_eq!(store.get_stored(&chunk_key(&plain), &Domain::OWN.into()).unwrap().unwrap(), sent);
+        // A frame may be as long as one likes: empty blocks add nothing to its content.
+        let plain = [7; 4];
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0x20, 4];
+        (0..50).for_each(|_| frame.extend([0, 0, 0]));
+        frame.extend([0x21, 0, 0]);
+        frame.extend(plain);
+        let bloated = Stored { codec: Codec::Zstd, plain_bytes: 4, bytes: frame.into() };
+        assert_eq!(bloated.to_plain().unwrap(), plain[..]);
+        let put = store.put_stored(&chunk_key(&plain), Domain::OWN, &bloated).unwrap();
+        assert_eq!(put.stored_bytes, 4);
+    }
+}

@@ -36,7 +36,8 @@ pub(crate) struct Core {
     index: RwLock<Option<Box<dyn Index>>>,
     /// Counts how often pending entries went to the index: a search that saw one count all the time missed nothing.
     moves: AtomicU64,
-    stopped: AtomicBool,
+    /// A write could not be made durable.
+    pub(crate) stopped: AtomicBool,
     /// The pack of the last commit: those before it do not change any more.
     current_pack: AtomicU32,
     sealed: Mutex<SealedBytes>,

@@ -229,7 +229,7 @@ impl TestDisk {
             Ok(())
         };
         let root = format::tree::update(&nodes, (shape, None), shape, changes, &mut emit).unwrap();
-        let disk = Disk { name: "disk0".parse().unwrap(), size_bytes, chunk_bytes: CHUNK_BYTES as u32, root };
+        let disk = Disk { name: "disk0".parse().unwrap(), size_bytes, chunk_bytes: 1 << 16, root };
         let manifest = Manifest {
             version: format::manifest::VERSION,
             taken_ms: content,
@@ -241,6 +241,15 @@ impl TestDisk {
         let (snapshot, bytes) = manifest.identify();
         objects.push((snapshot.into(), bytes.into()));
         Self { manifest, snapshot, chunks: written, objects }
+    }
+
+    /// Makes another snapshot of the same disk.
+    pub(crate) fn rename(&mut self, taken_ms: u64) {
+        self.manifest.taken_ms = taken_ms;
+        let (snapshot, bytes) = self.manifest.identify();
+        self.snapshot = snapshot;
+        self.objects.retain(|(key, _)| key.kind != store::Kind::Manifest);
+        self.objects.push((snapshot.into(), bytes.into()));
     }
 
     /// Puts everything in a store.

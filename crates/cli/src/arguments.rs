@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 use types::ObjectPath;
 
 use crate::command::{
-    attach, bucket, clone, completion, hydrate, import, login, materialize, publish, snapshot, status, store,
+    attach, bucket, clone, completion, hydrate, import, login, materialize, node, publish, snapshot, status, store,
     subscribe, task, volume,
 };
 
@@ -60,6 +60,7 @@ pub(crate) enum Command {
     Status(status::Arguments),
     Login(login::Arguments),
     Store(store::Arguments),
+    Node(node::Arguments),
     Completion(completion::Arguments),
 }
 

@@ -6,8 +6,10 @@ pub(crate) mod clone;
 pub(crate) mod completion;
 pub(crate) mod hydrate;
 pub(crate) mod import;
+mod logging;
 pub(crate) mod login;
 pub(crate) mod materialize;
+pub(crate) mod node;
 pub(crate) mod place;
 pub(crate) mod publish;
 pub(crate) mod snapshot;
@@ -27,6 +29,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     let context = Context::new(&arguments.global);
     match arguments.command {
         Command::Completion(arguments) => completion::run(&arguments),
+        Command::Node(arguments) => node::run(&context, arguments),
         talking => context.block_on(talk(&context, talking)),
     }
 }
@@ -51,6 +54,6 @@ async fn talk(context: &Context, command: Command) -> Outcome {
         Command::Status(_) => status::run(context).await,
         Command::Login(arguments) => login::run(context, arguments).await,
         Command::Store(arguments) => store::run(context, arguments).await,
-        Command::Completion(_) => unreachable!("runs without a node"),
+        Command::Completion(_) | Command::Node(_) => unreachable!("runs without a node"),
     }
 }

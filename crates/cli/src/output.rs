@@ -65,6 +65,12 @@ impl Output {
         self.show(answer, |_| text.to_owned())
     }
 
+    /// Prints one line and goes on: a service's readiness, as JSON on one line where that was asked for.
+    pub(crate) fn line(self, value: &serde_json::Value, text: &str) -> Outcome {
+        let line = if self.json { value.to_string() } else { printable(text) };
+        write_out(line.as_bytes(), true)
+    }
+
     /// Prints bytes as they are.
     pub(crate) fn raw(bytes: &[u8]) -> Outcome {
         write_out(bytes, false)

@@ -99,7 +99,7 @@ fn qemu(attachment: &Attachment) -> String {
 }
 
 /// Reads a time such as `30s`, in milliseconds.
-fn milliseconds(text: &str) -> Result<u64, String> {
+pub(super) fn milliseconds(text: &str) -> Result<u64, String> {
     let duration: Option<SignedDuration> = text.parse().ok();
     let ms = duration.and_then(|duration| u64::try_from(duration.as_millis()).ok()).filter(|ms| *ms > 0);
     ms.ok_or_else(|| "write a time such as 500ms, 30s or 5min".to_owned())

@@ -1,0 +1,78 @@
+//! `brant node serve`: the daemon.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use ::node::client::default_directory;
+use ::node::{NodeOptions, Ready};
+use clap::Subcommand;
+use serde_json::json;
+use types::ByteSize;
+
+use super::logging::Logging;
+use crate::context::Context;
+use crate::failure::{Failure, Outcome};
+use crate::output::Output;
+
+/// Run this host's node
+#[derive(clap::Args, Debug)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a node until SIGTERM or Ctrl-C
+    ///
+    /// Prints a line that begins with "brant node ready:" on standard output once commands are answered; logs on
+    /// standard error. After a crash it recovers by itself, and attachments come back at the same sockets.
+    #[command(after_long_help = "Examples:
+  brant node serve --dir /var/lib/brant
+  brant node serve --dir /srv/brant --bind 0.0.0.0:7071 --cache 1GiB --log debug")]
+    Serve(Serve),
+}
+
+#[derive(clap::Args, Debug)]
+struct Serve {
+    /// Where it keeps everything [default: the directory of this user's node]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// A UDP address to talk to peers at; may be repeated [default: any port of all addresses]
+    #[arg(long, visible_alias = "listen", value_name = "IP:PORT")]
+    bind: Vec<SocketAddr>,
+    /// Memory for decompressed chunks
+    #[arg(long, default_value = "64MiB", value_name = "SIZE")]
+    cache: ByteSize,
+    #[command(flatten)]
+    logging: Logging,
+}
+
+pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
+    let Verb::Serve(serve) = arguments.verb;
+    serve.logging.begin()?;
+    let directory = serve.dir.unwrap_or_else(default_directory);
+    let options = NodeOptions { bind: serve.bind, cache_bytes: serve.cache.0, ..NodeOptions::new(&directory) };
+    let output = context.output;
+    let ready = Box::new(move |ready: &Ready| announce(output, ready));
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::of_service(&error.into()))?;
+    runtime.block_on(::node::serve(options, ready)).map_err(|error| Failure::of_service(&error))
+}
+
+/// Says that the node answers. Nobody listening to that is no reason to stop.
+fn announce(output: Output, ready: &Ready) {
+    let addresses: Vec<String> = ready.addresses.iter().map(ToString::to_string).collect();
+    let value = json!({"socket": ready.socket, "endpoint": ready.endpoint, "addresses": addresses});
+    let line = format!(
+        "brant node ready: socket={} endpoint={} addresses={}",
+        ready.socket.display(),
+        ready.endpoint,
+        addresses.join(",")
+    );
+    if output.line(&value, &line).is_err() {
+        tracing::debug!("nobody reads standard output");
+    }
+}

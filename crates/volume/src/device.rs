@@ -136,6 +136,9 @@ pub trait BlockDevice: Send + Sync + Debug {
 
     /// Tells what a range consists of, beginning at `offset`, in at most `limit` extents; never fetches anything.
     ///
+    /// The extents may end before the range does, also below the limit, so that one request costs a bounded time: ask
+    /// again from there. For a range that is not empty there is at least one.
+    ///
     /// # Errors
     /// See [`DeviceError`].
     fn extents(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, DeviceError>;

@@ -94,7 +94,4 @@ pub enum VolumeError {
     /// The work was cancelled; it can be started again.
     #[error(transparent)]
     Cancelled(#[from] Cancelled),
-    /// The process is shutting down.
-    #[error("the node is shutting down")]
-    ShuttingDown,
 }

@@ -423,3 +423,66 @@ async fn or_cancelled<F: Future>(progress: &Progress, future: F) -> Result<F::Ou
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU64;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECTORS: u64 = CHUNK / SECTOR_BYTES;
+
+    proptest! {
+        /// Every chunk that a layer touches is in one step, cleared only if all of it is zero, and no other chunk is.
+        #[test]
+        fn steps_are_what_was_touched(
+            runs in prop::collection::vec((0..6 * SECTORS, 1..3 * SECTORS, any::<bool>(), any::<bool>()), 0..20),
+            size in 1..6 * SECTORS,
+        ) {
+            let mut map = ExtentMap::default();
+            for (start, length, zero, aligned) in runs {
+                let start = if aligned { start / SECTORS * SECTORS } else { start };
+                let end = (start + if aligned { length.next_multiple_of(SECTORS) } else { length }).min(size);
+                if start < end {
+                    let place = NonZeroU64::new(64).filter(|_| !zero).map_or(Place::Zero, Place::Journal);
+                    map.insert(start, end, place);
+                }
+            }
+            let steps = steps(&map, size * SECTOR_BYTES);
+            let cut: Vec<_> = batches(steps.clone()).into_iter().flatten().collect();
+            for steps in [steps, cut] {
+                let mut found = vec![None; 6];
+                for step in steps {
+                    let (range, clear) = match step {
+                        Step::Compose(range) => (range, false),
+                        Step::Clear(range) => (range, true),
+                    };
+                    prop_assert!(range.start < range.end);
+                    for index in range {
+                        let before = found[usize::try_from(index).unwrap()].replace(clear);
+                        prop_assert_eq!(before, None, "each chunk is in one step");
+                    }
+                }
+                for (index, found) in (0..).zip(found) {
+                    let (start, end) = (index * SECTORS, ((index + 1) * SECTORS).min(size));
+                    let places: Vec<_> = (start..end).map(|sector| map.find(sector, end).place).collect();
+                    let all_zero = !places.is_empty() && places.iter().all(|place| *place == Some(Place::Zero));
+                    let touched = places.iter().any(Option::is_some);
+                    prop_assert_eq!(found, touched.then_some(all_zero));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_batch_has_so_many_chunks_and_clearing_costs_nothing() {
+        let steps = vec![Step::Compose(0..100), Step::Clear(100..1 << 30), Step::Compose(1 << 30..(1 << 30) + 30)];
+        let batches = batches(steps);
+        assert_eq!(batches.len(), 3);
+        assert_eq!(batches[0], [Step::Compose(0..64)]);
+        assert_eq!(batches[1].len(), 3);
+        assert_eq!(batches[2], [Step::Compose((1 << 30) + 28..(1 << 30) + 30)]);
+    }
+}

@@ -4,6 +4,7 @@
 //! house itself does not compile. The end-to-end tests use its machines and images too.
 #![expect(clippy::print_stdout, reason = "talking to the person at the terminal is what these commands are for")]
 
+pub mod demo;
 pub mod images;
 pub mod interrupt;
 pub mod junit;
@@ -15,4 +16,5 @@ pub mod setup;
 pub mod stages;
 pub mod tally;
 pub mod tidy;
+pub mod watched;
 pub mod workspace;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use xtask::{images, interrupt, stages, tidy, workspace};
+use xtask::{demo, images, interrupt, stages, tidy, workspace};
 
 const USAGE: &str = "\
 The project's own commands. Run them from anywhere in the checkout.
@@ -18,6 +18,10 @@ The project's own commands. Run them from anywhere in the checkout.
       checks the house rules that no compiler knows
   cargo xtask images [DIRECTORY] [--all]
       makes the disks to try things on, in target/images: v1 and a small guest; with --all also v2, v3 and v4
+  cargo xtask demo [--image FILE] [--keep]
+      the main job from end to end: a disk goes from node A to node B, boots there while it arrives, and comes back changed
+      --image FILE  this disk instead of a Debian that is made
+      --keep        stays open at the end, to play on
 
 Exit status: 0 when all went well, 1 when something failed, 2 for a usage error.
 ";
@@ -36,6 +40,7 @@ fn main() -> ExitCode {
         "test" => test(rest),
         "tidy" => run_tidy(rest),
         "images" => make_images(rest),
+        "demo" => run_demo(rest),
         "help" | "--help" | "-h" => {
             print!("{USAGE}");
             Ok(true)
@@ -99,6 +104,23 @@ fn run_tidy(arguments: &[String]) -> Result<bool> {
     }
     println!("tidy: {}", if findings.is_empty() { "clean".to_owned() } else { format!("{} findings", findings.len()) });
     Ok(findings.is_empty())
+}
+
+fn run_demo(arguments: &[String]) -> Result<bool> {
+    let mut options = demo::Options::default();
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--keep" => options.keep = true,
+            "--image" => match arguments.next() {
+                Some(image) => options.image = Some(PathBuf::from(image)),
+                None => bail!(Usage("--image needs a file".to_owned())),
+            },
+            other => bail!(Usage(format!("`demo` does not know `{other}`"))),
+        }
+    }
+    demo::run_all(&options)?;
+    Ok(true)
 }
 
 fn make_images(arguments: &[String]) -> Result<bool> {

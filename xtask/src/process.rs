@@ -33,8 +33,10 @@ pub enum Echo {
 pub struct Outcome {
     /// Its exit status.
     pub status: ExitStatus,
-    /// What it wrote to standard output and standard error, as the lines came.
+    /// What it wrote to standard output and, unless that is kept apart, standard error, as the lines came.
     pub output: String,
+    /// What it wrote to standard error, where that was kept apart.
+    pub errors: String,
 }
 
 impl Outcome {
@@ -68,13 +70,28 @@ pub fn describe(status: ExitStatus) -> String {
 /// When it cannot be started, takes longer than `limit`, or a signal asks this process to stop. In the last two cases the
 /// program has been ended before this returns.
 pub fn run(command: &mut Command, limit: Duration, echo: Echo) -> Result<Outcome> {
+    let kept = Arc::default();
+    run_into(command, limit, echo, [Arc::clone(&kept), kept])
+}
+
+/// Runs a program to its end, quietly, and returns its output and its errors apart.
+///
+/// # Errors
+/// As [`run`].
+pub fn run_apart(command: &mut Command, limit: Duration) -> Result<Outcome> {
+    run_into(command, limit, Echo::Quiet, [Arc::default(), Arc::default()])
+}
+
+/// Where lines are kept; one for both pipes, or one for each.
+type Kept = Arc<Mutex<String>>;
+
+fn run_into(command: &mut Command, limit: Duration, echo: Echo, [output, errors]: [Kept; 2]) -> Result<Outcome> {
     let name = command.get_program().to_string_lossy().into_owned();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut group = Group::spawn(command)?;
-    let kept = Arc::new(Mutex::new(String::new()));
     let readers = [
-        group.child.stdout.take().map(|pipe| read_lines(pipe, Arc::clone(&kept), echo)),
-        group.child.stderr.take().map(|pipe| read_lines(pipe, Arc::clone(&kept), echo)),
+        group.child.stdout.take().map(|pipe| read_lines(pipe, Arc::clone(&output), echo)),
+        group.child.stderr.take().map(|pipe| read_lines(pipe, Arc::clone(&errors), echo)),
     ];
     let status = group.wait(limit).with_context(|| format!("run {name}"))?;
     // What the program itself left running (there should be nothing) would keep the pipes open.
@@ -84,11 +101,11 @@ pub fn run(command: &mut Command, limit: Duration, echo: Echo) -> Result<Outcome
             bail!("the thread that reads the output of {name} panicked");
         }
     }
-    let output = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
-    Ok(Outcome { status, output })
+    let take = |kept: &Kept| std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
+    Ok(Outcome { status, output: take(&output), errors: take(&errors) })
 }
 
-fn read_lines(pipe: impl Read + Send + 'static, kept: Arc<Mutex<String>>, echo: Echo) -> thread::JoinHandle<()> {
+fn read_lines(pipe: impl Read + Send + 'static, kept: Kept, echo: Echo) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         let mut pipe = BufReader::new(pipe);
         let mut line = Vec::new();

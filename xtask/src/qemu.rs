@@ -4,24 +4,19 @@
 //! is ended, whatever happened before.
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::images::Kernel;
-use crate::interrupt;
-use crate::process::{Group, describe};
 use crate::setup;
+use crate::watched::Watched;
 
 /// How long the guest that tries KVM has to show a sign of life.
 const KVM_PROBE: Duration = Duration::from_secs(10);
-/// How often a wait looks whether the machine has ended or Ctrl-C was pressed.
-const POLL: Duration = Duration::from_millis(100);
 
 /// What a guest runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +119,6 @@ impl Boot {
         if let Some(disk) = &self.disk {
             command.args(["-drive", &disk.drive(), "-device", "virtio-blk-pci,drive=disk"]);
         }
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 }
@@ -132,8 +126,7 @@ impl Boot {
 /// A machine that runs.
 #[derive(Debug)]
 pub struct Machine {
-    process: Group,
-    console: Arc<Console>,
+    console: Watched,
 }
 
 impl Machine {
@@ -145,42 +138,15 @@ impl Machine {
         if !setup::QEMU.is_present() {
             bail!("missing: {}", setup::describe(&[setup::QEMU]));
         }
-        let mut process = Group::spawn(&mut boot.command())?;
-        let console = Arc::new(Console::default());
-        if let Some(pipe) = process.child.stdout.take() {
-            console.watch(pipe);
-        }
-        if let Some(pipe) = process.child.stderr.take() {
-            console.watch(pipe);
-        }
-        Ok(Machine { process, console })
+        Ok(Machine { console: Watched::start("the machine", &mut boot.command())? })
     }
 
     /// Waits until the console has shown a line that contains `text`, now or before, and returns the line.
     ///
     /// # Errors
-    /// When that takes longer than `limit`, the machine ends without showing it, or Ctrl-C is pressed; the error carries the end of
-    /// the console.
+    /// As [`Watched::wait_for`].
     pub fn wait_for(&mut self, text: &str, limit: Duration) -> Result<String> {
-        let begun = Instant::now();
-        loop {
-            // Asked before looking, so that what a machine wrote last is not missed.
-            let ended = self.process.ended()?;
-            if let Some(line) = self.console.find(text, POLL) {
-                return Ok(line);
-            }
-            interrupt::check()?;
-            if let Some(status) = ended {
-                // Nothing comes after the end but what the readers have not yet taken.
-                if let Some(line) = self.console.find(text, 10 * POLL) {
-                    return Ok(line);
-                }
-                bail!("the machine ended ({}) before showing `{text}`:\n{}", describe(status), self.console.tail());
-            }
-            if begun.elapsed() >= limit {
-                bail!("the machine has not shown `{text}` in {} s:\n{}", limit.as_secs(), self.console.tail());
-            }
-        }
+        self.console.wait_for(text, limit)
     }
 
     /// Waits until the machine has powered itself off.
@@ -188,12 +154,7 @@ impl Machine {
     /// # Errors
     /// When that takes longer than `limit` (the machine has been ended then), or QEMU failed.
     pub fn wait_off(&mut self, limit: Duration) -> Result<()> {
-        let status =
-            self.process.wait(limit).with_context(|| format!("wait for power-off:\n{}", self.console.tail()))?;
-        if !status.success() {
-            bail!("QEMU: {}\n{}", describe(status), self.console.tail());
-        }
-        Ok(())
+        self.console.wait_success(limit)
     }
 
     /// Returns the values of the guest's lines `BRANT KIND VALUE`, in order.
@@ -213,58 +174,15 @@ impl Machine {
     /// Returns the process id of QEMU.
     #[must_use]
     pub fn id(&self) -> u32 {
-        self.process.id()
+        self.console.process.id()
     }
 
     /// Ends the machine at once, as a power cut does.
     ///
     /// # Errors
     /// When the kernel does not say how it ended.
-    pub fn cut_power(&mut self) -> Result<ExitStatus> {
-        self.process.kill()
-    }
-}
-
-/// The lines that a machine has written; grows for as long as it runs.
-#[derive(Debug, Default)]
-struct Console {
-    lines: Mutex<Vec<String>>,
-    grown: Condvar,
-}
-
-impl Console {
-    fn watch(self: &Arc<Self>, pipe: impl Read + Send + 'static) {
-        let console = Arc::clone(self);
-        thread::spawn(move || {
-            let mut pipe = BufReader::new(pipe);
-            let mut line = Vec::new();
-            while pipe.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
-                let text = String::from_utf8_lossy(&line).trim_end().to_owned();
-                console.lines.lock().unwrap_or_else(PoisonError::into_inner).push(text);
-                console.grown.notify_all();
-                line.clear();
-            }
-        });
-    }
-
-    fn lines(&self) -> Vec<String> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Looks for a line, waiting for new ones for at most about `patience`.
-    fn find(&self, text: &str, patience: Duration) -> Option<String> {
-        let find = |lines: &Vec<String>| lines.iter().find(|line| line.contains(text)).cloned();
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let (lines, _timeout) = self
-            .grown
-            .wait_timeout_while(lines, patience, |lines| find(lines).is_none())
-            .unwrap_or_else(PoisonError::into_inner);
-        find(&lines)
-    }
-
-    fn tail(&self) -> String {
-        let lines = self.lines();
-        lines[lines.len().saturating_sub(30)..].join("\n")
+    pub fn cut_power(&mut self) -> Result<()> {
+        self.console.process.kill().map(drop)
     }
 }
 

@@ -64,7 +64,8 @@ fn with_nextest(packages: Packages, environment: &[(&'static str, OsString)]) ->
     command.args(["nextest", "run", "--workspace", "--filterset", &filter, "--show-progress", "none"]);
     command.args(["--status-level", "slow", "--final-status-level", "slow"]).envs(environment.iter().cloned());
     let outcome = run(&mut command, LIMIT, Echo::Live)?;
-    let report = std::fs::read_to_string(&report).context("no tests were run")?;
+    let report =
+        std::fs::read_to_string(&report).context("the tests could not be built or started: there is no report")?;
     let tally = junit::tally(&report);
     ensure!(outcome.status.success() || !tally.failed.is_empty(), "nextest failed, and no test did");
     Ok(tally)

@@ -78,7 +78,7 @@ impl BaseRecord {
     /// The tree, or what is wrong with it.
     fn base(&self) -> Result<TreeBase, &'static str> {
         if !self.domains.contains(&self.written) {
-            return Err("it belongs to no trust domain");
+            return Err("what is written to it belongs to a trust domain that it is not read in");
         }
         if !is_disk_size(self.size_bytes) {
             return Err("its tree has an impossible size");

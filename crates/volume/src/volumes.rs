@@ -132,6 +132,8 @@ impl Volumes {
         if self.get(name).is_some() {
             return Err(VolumeError::Exists(name.clone()));
         }
+        // What could not be recovered must not be made.
+        under.record().check(name.as_str())?;
         let open = Arc::new(self.new_layer(Secret(random()?), 1)?);
         let mut layers = vec![open.clone()];
         layers.extend(under.layers.iter().cloned());

@@ -18,6 +18,9 @@ const CHUNKS: u64 = 600;
 /// The last chunk is a part of one.
 const SIZE: u64 = CHUNKS * CHUNK - 512;
 
+/// The trust domain of what is fetched.
+const THEIRS: Domain = Domain(7);
+
 fn name(text: &str) -> Name {
     text.parse().unwrap()
 }
@@ -49,7 +52,7 @@ impl Lazy {
         let gate = Gate::new(elsewhere.store.clone(), here.clone());
         let node = Node::with_source(here, Arc::new(Through(gate.clone())));
         let origin = Some(Origin { snapshot: SnapshotId([1; 32]), disk: 0 });
-        let base = TreeBase { origin, domains: Domains::new(&[Domain(7), Domain::PUBLIC]), ..sealed };
+        let base = TreeBase { origin, domains: Domains::new(&[THEIRS, Domain::OWN]), written: Domain::OWN, ..sealed };
         Self { node, gate, base, content }
     }
 
@@ -231,13 +234,21 @@ fn a_grown_clone_still_finds_its_base() {
 }
 
 #[test]
-fn what_is_fetched_and_written_belongs_to_the_first_domain() {
+fn what_is_fetched_stays_theirs_and_what_is_written_is_our_own() {
     let lazy = Lazy::new();
     lazy.gate.open();
     let (volumes, clone) = lazy.clone();
     clone.write(0, &[1; 512], Durability::Process).unwrap();
     run(volumes.fold(&clone, &Progress::default())).unwrap();
-    let root = clone.base().root.unwrap();
-    assert!(lazy.node.store.contains(&root.into(), &Domain(7).into()).unwrap());
-    assert!(!lazy.node.store.contains(&root.into(), &Domain::OWN.into()).unwrap());
+    let here = |root: Option<types::NodeId>, domain: Domain| {
+        lazy.node.store.contains(&root.unwrap().into(), &domain.into()).unwrap()
+    };
+    let (old, new) = (lazy.base.root, clone.base().root);
+    assert_eq!([here(old, THEIRS), here(old, Domain::OWN)], [true, false]);
+    assert_eq!([here(new, THEIRS), here(new, Domain::OWN)], [false, true]);
+    assert!(read(&*clone, 512, 1024) == lazy.content[512..1536]);
+
+    let lost = TreeBase { written: Domain(9), ..lazy.base.clone() };
+    let refused = volumes.clone_tree(&name("lost"), lost);
+    assert!(matches!(refused, Err(VolumeError::Contradiction { .. })), "it could not read what it had written");
 }

@@ -34,6 +34,7 @@ fn main() -> Fallible<()> {
 }
 
 fn make(runtime: &Runtime, directory: &Path, size_bytes: u64, sealed: bool) -> Fallible<Arc<Volume>> {
+    std::fs::create_dir_all(directory.join("volumes"))?;
     let store = LocalStore::open(directory.join("store"), LocalOptions::default())?;
     let volumes = Volumes::open(&directory.join("volumes"), store, Arc::new(NoSource), VolumeOptions::default())?;
     let volume = volumes.create(&"disk".parse()?, size_bytes)?;

@@ -118,6 +118,7 @@ impl Connection {
             let Some(payload) = self.input.payload(request.payload_bytes()) else { return Ok(()) };
             let length = REQUEST_BYTES + payload.len();
             self.transmission.perform(&request, payload)?;
+            self.transmission.send_if_much()?;
             self.input.consume(length);
         }
         Ok(())

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::TcpStream;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{SocketFlags, accept_with};
+use rustix::net::{SocketFlags, accept_with, sockopt};
 use tokio::runtime::Handle;
 
 use super::connection::Connection;
@@ -30,6 +29,8 @@ use crate::exports::Exports;
 
 /// How long the accepting thread rests when the system has no room for a connection, in seconds.
 const REST_SECONDS: i64 = 1;
+/// What the kernel holds of replies that a client has not received yet, in bytes.
+const SEND_BUFFER_BYTES: usize = 1 << 20;
 
 /// A server could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -273,7 +274,7 @@ impl Shared {
             tracing::warn!(limit = self.options.max_connections, "too many NBD clients: one was turned away");
             return;
         }
-        let socket = if tcp { tuned(socket) } else { socket };
+        tune(&socket, tcp);
         let link = match Link::new(socket) {
             Ok(link) => Arc::new(link),
             Err(error) => {
@@ -291,16 +292,18 @@ impl Shared {
     }
 }
 
-/// Nagle's delay off, and dead clients noticed.
-fn tuned(socket: OwnedFd) -> OwnedFd {
-    let stream = TcpStream::from(socket);
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "TCP_NODELAY could not be set");
+/// Room for large replies, so that they do not go out in a relay of small pieces; on TCP, no delay, and dead clients
+/// noticed. All of it helps and none of it is needed.
+fn tune(socket: &OwnedFd, tcp: bool) {
+    let mut failed = Vec::new();
+    failed.extend(sockopt::set_socket_send_buffer_size(socket, SEND_BUFFER_BYTES).err());
+    if tcp {
+        failed.extend(sockopt::set_tcp_nodelay(socket, true).err());
+        failed.extend(sockopt::set_socket_keepalive(socket, true).err());
     }
-    if let Err(error) = rustix::net::sockopt::set_socket_keepalive(&stream, true) {
-        tracing::debug!(%error, "keep-alive could not be set");
+    for error in failed {
+        tracing::debug!(%error, "a socket could not be tuned");
     }
-    stream.into()
 }
 
 /// A connection's place in the server's list, given back when its thread has ended, however that came about.

@@ -27,6 +27,8 @@ const HOLES_FROM_BYTES: usize = 64 << 10;
 const HOLE_BYTES: u64 = 4096;
 /// The largest content of one chunk, where a reply may be split.
 const PIECE_BYTES: usize = 512 << 10;
+/// From this length on, replies are sent before further requests are served: the client can work on them meanwhile.
+const SEND_BYTES: usize = 128 << 10;
 /// From this length on, a waited-for answer is sent from where it lies.
 const DIRECT_BYTES: usize = 64 << 10;
 /// Most extents looked at for one piece of a read.
@@ -110,6 +112,11 @@ impl Transmission {
             NBD_CMD_BLOCK_STATUS => self.status(request),
             command => unreachable!("command {command} was checked before"),
         }
+    }
+
+    /// Sends what was gathered, if it is much.
+    pub(crate) fn send_if_much(&mut self) -> io::Result<()> {
+        if self.replies.pending().len() >= SEND_BYTES { self.send() } else { Ok(()) }
     }
 
     /// Answers a request whose wait has ended.

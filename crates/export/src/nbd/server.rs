@@ -1,7 +1,7 @@
 //! The server: accepts connections, gives each a thread, counts them, and ends them.
 //!
-//! Invariant: when [`NbdServer::stop`] or [`NbdServer::close_export`] has returned, no connection it was about uses its
-//! device any more.
+//! Invariant: when [`NbdServer::stop`] or [`NbdServer::close_export`] has returned, no connection it was about changes
+//! its device any more. Reads that waited for the network are cancelled, but may take a moment to let go of it.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -35,8 +35,8 @@ const DIRECT_BYTES: usize = 64 << 10;
 const EXTENTS_OF_READ: usize = 32;
 /// Most extents told in one block status.
 const EXTENTS_OF_STATUS: usize = 1024;
-/// Most extents looked at for one cache request.
-const EXTENTS_OF_CACHE: usize = 4096;
+/// About how many pieces one cache request brings at most.
+const PIECES_OF_CACHE: usize = 4096;
 
 /// What was agreed on with the client.
 #[derive(Clone, Debug)]
@@ -236,28 +236,38 @@ impl Transmission {
     }
 
     fn cache(&mut self, request: &Request) -> io::Result<()> {
-        let extents = match self.disk.extents(request.offset, u64::from(request.length), EXTENTS_OF_CACHE) {
-            Ok(extents) => extents,
-            Err(error) => return self.fail(request, &error, false),
-        };
+        match self.absent(request) {
+            Err(error) => self.fail(request, &error, false),
+            Ok(absent) if absent.is_empty() => self.succeed(request),
+            Ok(absent) => {
+                self.waits.begin(&self.disk, *request, Purpose::Cache, absent);
+                Ok(())
+            }
+        }
+    }
+
+    /// What of a range is not here, in pieces; the rest is left out where there are very many.
+    fn absent(&self, request: &Request) -> Result<Vec<(u64, usize)>, DeviceError> {
         let mut offset = request.offset;
+        let mut left = u64::from(request.length);
         let mut absent = Vec::new();
-        for extent in extents {
-            let end = offset + extent.length;
-            if extent.kind == ExtentKind::Absent {
-                while offset < end {
+        while left > 0 && absent.len() < PIECES_OF_CACHE {
+            let extents = self.disk.extents(offset, left, EXTENTS_OF_STATUS)?;
+            if extents.is_empty() {
+                break;
+            }
+            for extent in extents {
+                let end = offset + extent.length;
+                while extent.kind == ExtentKind::Absent && offset < end {
                     let piece = PIECE_BYTES.min(length_within(end - offset));
                     absent.push((offset, piece));
                     offset += piece as u64;
                 }
+                offset = end;
+                left -= extent.length;
             }
-            offset = end;
         }
-        if absent.is_empty() {
-            return self.succeed(request);
-        }
-        self.waits.begin(&self.disk, *request, Purpose::Cache, absent);
-        Ok(())
+        Ok(absent)
     }
 
     fn status(&mut self, request: &Request) -> io::Result<()> {

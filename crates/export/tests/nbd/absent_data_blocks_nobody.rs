@@ -1,12 +1,13 @@
 //! Requests for what is not here wait by themselves: others overtake them, limits hold, and waits can be ended.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use export::NbdOptions;
 use export::nbd::protocol::{
-    NBD_CMD_CACHE, NBD_CMD_DISC, NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_WRITE,
-    NBD_CMD_WRITE_ZEROES, NBD_EIO, NBD_ENOTSUP,
+    NBD_CMD_BLOCK_STATUS, NBD_CMD_CACHE, NBD_CMD_DISC, NBD_CMD_FLAG_FAST_ZERO, NBD_CMD_FLUSH, NBD_CMD_READ,
+    NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES, NBD_EIO, NBD_ENOTSUP,
 };
 use volume::ExtentKind;
 
@@ -97,6 +98,22 @@ fn cache_brings_what_is_absent_and_only_that() {
     disk.arrive(MIB, MIB);
     let reply = client.reply(0, 0);
     assert_eq!((reply.cookie, reply.error), (cookie, 0));
+}
+
+#[test]
+fn a_disk_that_tells_little_at_a_time_is_cached_and_read_whole() {
+    let disk = Arc::new(MemoryDisk::patterned(MIB));
+    disk.extents.store(1, Ordering::SeqCst);
+    disk.mark(256 << 10, 4096, ExtentKind::Zero);
+    disk.mark(512 << 10, 4096, ExtentKind::Absent);
+    let server = Server::of(&disk);
+    let mut client = server.structured();
+    client.send(NBD_CMD_CACHE, 0, 0, 1 << 20, &[]);
+    eventually("the absent part is fetched", || disk.waiting() == 1);
+    disk.arrive(512 << 10, 4096);
+    assert_eq!(client.reply(0, 0).error, 0);
+    assert!(client.read(0, 1 << 20) == pattern(0, MIB), "the read differs");
+    assert_eq!(client.ask(NBD_CMD_BLOCK_STATUS, 0, 0, 1 << 20, &[]).status[1].1, [(256 << 10, 2)]);
 }
 
 #[test]

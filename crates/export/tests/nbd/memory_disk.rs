@@ -36,6 +36,8 @@ pub(crate) struct MemoryDisk {
     waiting: Arc<AtomicUsize>,
     pub(crate) flushes: AtomicUsize,
     pub(crate) requests: AtomicUsize,
+    /// How many extents are told at most, whatever the limit.
+    pub(crate) extents: AtomicUsize,
 }
 
 impl MemoryDisk {
@@ -54,6 +56,7 @@ impl MemoryDisk {
             waiting: Arc::default(),
             flushes: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
+            extents: AtomicUsize::new(usize::MAX),
         }
     }
 
@@ -222,6 +225,7 @@ impl BlockDevice for MemoryDisk {
     fn extents(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, DeviceError> {
         self.check(offset, length)?;
         let (start, end) = range(offset, length);
+        let limit = limit.min(self.extents.load(Ordering::SeqCst));
         let content = self.content.lock().unwrap();
         let mut extents: Vec<Extent> = Vec::new();
         for kind in &content.kinds[start / SECTOR..end / SECTOR] {

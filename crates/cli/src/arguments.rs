@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use types::ObjectPath;
 
 use crate::command::{
-    attach, bucket, clone, completion, hydrate, import, login, materialize, node, publish, snapshot, status, store,
-    subscribe, task, volume,
+    attach, bucket, clone, completion, hydrate, import, indexer, login, materialize, node, publish, snapshot, status,
+    store, subscribe, task, volume,
 };
 
 /// Volumes, images and snapshots, delivered from whoever has them to where they run
@@ -61,6 +61,7 @@ pub(crate) enum Command {
     Login(login::Arguments),
     Store(store::Arguments),
     Node(node::Arguments),
+    Indexer(indexer::Arguments),
     Completion(completion::Arguments),
 }
 
@@ -111,7 +112,7 @@ mod tests {
     #[test]
     fn every_command_has_help_of_one_line_and_an_example_that_parses() {
         let commands = all();
-        assert!(commands.len() >= 30, "{}", commands.len());
+        assert!(commands.len() >= 40, "{}", commands.len());
         for (path, mut command) in commands {
             let about = command.get_about().unwrap_or_else(|| panic!("{path} has no help")).to_string();
             assert!(about.len() <= 64 && !about.contains('\n') && !about.ends_with('.'), "{path}: {about}");
@@ -133,6 +134,21 @@ mod tests {
             for argument in command.get_arguments() {
                 assert!(argument.get_help().is_some(), "{path}: {} has no help", argument.get_id());
             }
+        }
+    }
+
+    #[test]
+    fn commands_of_the_readme_parse() {
+        let readme = include_str!("../../../README.md");
+        let commands: Vec<&str> = readme
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("$ "))
+            .filter(|line| line.starts_with("brant "))
+            .collect();
+        assert!(commands.len() >= 10, "{commands:?}");
+        for line in commands {
+            let parsed = Arguments::try_parse_from(words(line.trim_end_matches('&')));
+            assert!(parsed.is_ok(), "{line}\n{}", parsed.unwrap_err());
         }
     }
 

@@ -6,6 +6,7 @@ pub(crate) mod clone;
 pub(crate) mod completion;
 pub(crate) mod hydrate;
 pub(crate) mod import;
+pub(crate) mod indexer;
 mod logging;
 pub(crate) mod login;
 pub(crate) mod materialize;
@@ -30,6 +31,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
     match arguments.command {
         Command::Completion(arguments) => completion::run(&arguments),
         Command::Node(arguments) => node::run(&context, arguments),
+        Command::Indexer(arguments) => indexer::run(&context, arguments),
         talking => context.block_on(talk(&context, talking)),
     }
 }
@@ -54,6 +56,6 @@ async fn talk(context: &Context, command: Command) -> Outcome {
         Command::Status(_) => status::run(context).await,
         Command::Login(arguments) => login::run(context, arguments).await,
         Command::Store(arguments) => store::run(context, arguments).await,
-        Command::Completion(_) | Command::Node(_) => unreachable!("runs without a node"),
+        Command::Completion(_) | Command::Node(_) | Command::Indexer(_) => unreachable!("runs without a node"),
     }
 }

@@ -97,10 +97,10 @@ pub(crate) fn sentence(task: &Task) -> String {
     let result = task.result.as_deref().unwrap_or(&task.subject);
     let moved = size(task.moved_bytes);
     match task.kind {
-        TaskKind::Import => format!("imported {result} in {took}"),
-        TaskKind::Materialize => format!("wrote {result} in {took}"),
-        TaskKind::Seal => format!("sealed {}: {moved} stored in {took}", task.subject),
-        TaskKind::Hydrate => format!("hydrated {}: {moved} received in {took}", task.subject),
+        TaskKind::Import => format!("imported {result} ({took})"),
+        TaskKind::Materialize => format!("wrote {result} ({took})"),
+        TaskKind::Seal => format!("sealed {}: {moved} stored ({took})", task.subject),
+        TaskKind::Hydrate => format!("hydrated {}: {moved} received ({took})", task.subject),
     }
 }
 
@@ -207,8 +207,8 @@ mod tests {
     #[test]
     fn the_result_says_what_moved_and_how_long_it_took() {
         let text = sentence(&task(TaskKind::Import));
-        assert_eq!(text, "imported vms/web@1: 10 GiB disk, 3 new chunks, 812 MiB stored in 41 s");
-        assert_eq!(sentence(&task(TaskKind::Hydrate)), "hydrated vms/web: 812 MiB received in 41 s");
+        assert_eq!(text, "imported vms/web@1: 10 GiB disk, 3 new chunks, 812 MiB stored (41 s)");
+        assert_eq!(sentence(&task(TaskKind::Hydrate)), "hydrated vms/web: 812 MiB received (41 s)");
     }
 
     #[test]

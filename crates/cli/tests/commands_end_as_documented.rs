@@ -151,7 +151,7 @@ fn an_import_passes_the_open_file_and_says_what_came_of_it() {
     std::fs::write(&disk, "a disk").unwrap();
     let disk = disk.to_str().unwrap();
     let output = node.run(&["import", disk, "vms/web", "-m", "a note"]);
-    assert_eq!(stdout(&output), "imported vms/web@1: 100 B disk in 1.5 s\n", "{}", stderr(&output));
+    assert_eq!(stdout(&output), "imported vms/web@1: 100 B disk (1.5 s)\n", "{}", stderr(&output));
     let output = node.run(&["import", disk, "vms/web", "-m", "a note", "--detach", "--json"]);
     assert_eq!(serde_json::from_str::<Value>(&stdout(&output)).unwrap()["state"], "running");
     tickets.join().unwrap();

@@ -1,10 +1,12 @@
 //! `brant node serve`: the daemon.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use ::node::api::ApiError;
 use ::node::client::default_directory;
 use ::node::{NodeOptions, Ready};
+use ::store::StoreError;
 use clap::Subcommand;
 use serde_json::json;
 use types::ByteSize;
@@ -51,7 +53,9 @@ struct Serve {
 pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
     let Verb::Serve(serve) = arguments.verb;
     serve.logging.begin()?;
-    let directory = serve.dir.unwrap_or_else(default_directory);
+    // Absolute, as others are told of sockets in it.
+    let given = serve.dir.unwrap_or_else(default_directory);
+    let directory = std::path::absolute(&given).map_err(|error| Failure::of_file("find", &given, &error))?;
     let options = NodeOptions { bind: serve.bind, cache_bytes: serve.cache.0, ..NodeOptions::new(&directory) };
     let output = context.output;
     let ready = Box::new(move |ready: &Ready| announce(output, ready));
@@ -59,7 +63,20 @@ pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::of_service(&error.into()))?;
-    runtime.block_on(::node::serve(options, ready)).map_err(|error| Failure::of_service(&error))
+    runtime.block_on(::node::serve(options, ready)).map_err(|error| explain(&error, &directory))
+}
+
+/// Why a node could not run; a store that another one has open is told from what is wrong with it.
+fn explain(error: &anyhow::Error, directory: &Path) -> Failure {
+    let Some(store) = error.chain().find_map(|cause| cause.downcast_ref::<StoreError>()) else {
+        return Failure::of_service(error);
+    };
+    let mut reported = ApiError { message: format!("{error:#}"), ..super::store::explain(store) };
+    if matches!(store, StoreError::InUse { .. }) {
+        reported.hint =
+            Some(format!("is a node running there already? see: brant status --node {}", directory.display()));
+    }
+    Failure::Reported(reported)
 }
 
 /// Says that the node answers. Nobody listening to that is no reason to stop.

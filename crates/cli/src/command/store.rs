@@ -63,7 +63,8 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
     }
 }
 
-fn explain(error: &StoreError) -> ApiError {
+/// The kind of a store's error, and what to do about it.
+pub(super) fn explain(error: &StoreError) -> ApiError {
     let of = |code| ApiError::from_error(code, error);
     match error {
         StoreError::InUse { .. } => of(ErrorCode::Conflict).hint("stop the node first"),

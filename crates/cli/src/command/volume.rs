@@ -101,7 +101,7 @@ fn show(detail: &VolumeDetail) -> String {
         ("volume", volume.name.to_string()),
         ("id", volume.id.to_string()),
         ("size", size(volume.size_bytes)),
-        ("origin", volume.origin.clone().unwrap_or_else(|| "none: it began empty".to_owned())),
+        ("origin", volume.origin.clone().unwrap_or_else(|| "none".to_owned())),
         ("unsealed", format!("{} written that no sealed snapshot holds", size(volume.dirty_bytes))),
         ("missing", missing(&detail.missing)),
         ("journals", format!("{} in {}", size(detail.journal_bytes), count(detail.layers, "layer"))),

@@ -145,7 +145,8 @@ fn an_image_that_names_other_files_is_refused_unless_allowed() {
     assert!(read_by_extents(disk.as_ref()) == made.content);
 
     let data = at("data.qcow2");
-    create(&["-f", "qcow2", "-o", "data_file=data.bin"], &data);
+    let data_file = format!("data_file={}", at("data.bin").display());
+    create(&["-f", "qcow2", "-o", &data_file], &data);
     assert!(refusal(&data).contains("its data file"), "{}", refusal(&data));
     let flat = at("flat.vmdk");
     create(&["-f", "vmdk", "-o", "subformat=monolithicFlat"], &flat);

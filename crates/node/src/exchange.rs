@@ -222,7 +222,9 @@ impl Node {
         let theirs =
             client.reference(&reference.account, &reference.name).await.map_err(|error| client_error(&error))?;
         let head = Head::from(theirs.head);
-        let missing = match bucket.history().log.compare(head) {
+        // Not in the match itself, which would hold the log until its end.
+        let order = bucket.history().log.compare(head);
+        let missing = match order {
             HeadOrder::Same => return Ok(()),
             HeadOrder::Older => bucket.history().log.entries_from(head.sequence + 1).to_vec(),
             HeadOrder::Newer | HeadOrder::Diverged => {

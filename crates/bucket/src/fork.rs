@@ -79,7 +79,8 @@ impl Log {
             if let Some(expected) = next.filter(|expected| *expected != sequence) {
                 return Err(LogError::Sequence { found: sequence, expected });
             }
-            next = Some(sequence + 1);
+            // A number that nobody can have counted to must not overflow ours.
+            next = Some(sequence.saturating_add(1));
             match self.entries_from(sequence).first() {
                 Some(known) if known.entry == signed.entry => {}
                 Some(known) => {

@@ -51,7 +51,7 @@ fn two_signed_entries_at_one_place_are_a_fork() {
     let evidence = ForkEvidence::decode(&evidence.encode()).unwrap();
     let mut third = base.clone();
     third.merge(std::slice::from_ref(&evidence.ours)).unwrap();
-    assert!(matches!(third.merge(&[evidence.theirs.clone()]), Err(LogError::Fork(_))));
+    assert!(matches!(third.merge(std::slice::from_ref(&evidence.theirs)), Err(LogError::Fork(_))));
     // It is kept beside the log's file, once.
     let directory = tempfile::tempdir().unwrap();
     let (file, _) = LogFile::open(&directory.path().join("log")).unwrap();
@@ -94,6 +94,14 @@ fn runs_that_do_not_join_are_told_apart() {
     assert!(matches!(short.merge(longer.entries_from(4)), Err(LogError::Sequence { found: 4, expected: 2 })));
     let hole = [longer.entries()[2].clone(), longer.entries()[4].clone()];
     assert!(matches!(short.merge(&hole), Err(LogError::Sequence { found: 4, expected: 3 })));
+    let mut entry = format::entry::Entry::decode(&longer.entries()[2].entry).unwrap();
+    entry.sequence = u64::MAX;
+    let bytes = entry.encode();
+    let signature = owner.sign(format::entry::SIGNATURE_CONTEXT, &bytes);
+    let last = SignedEntry { entry: bytes, signature };
+    for entries in [vec![last.clone()], vec![last.clone(), last]] {
+        assert!(matches!(short.merge(&entries), Err(LogError::Sequence { found: u64::MAX, expected: 2 })));
+    }
     assert_eq!(short, base, "all or nothing");
 }
 

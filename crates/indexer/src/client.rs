@@ -29,6 +29,9 @@ use crate::clock::Clock;
 /// The most entries that one call of [`IndexerClient::log`] returns.
 pub const MAX_LOG_ENTRIES: usize = 200_000;
 
+/// The most bytes of entries that one call of [`IndexerClient::log`] returns.
+pub const MAX_LOG_BYTES: usize = 128 << 20;
+
 /// How long a client waits.
 #[derive(Clone, Copy, Debug)]
 pub struct Timeouts {
@@ -157,7 +160,8 @@ impl IndexerClient {
     /// A log's entries from number `from` on, in order; not yet verified.
     ///
     /// # Errors
-    /// [`ClientError::Garbage`] where there are more than [`MAX_LOG_ENTRIES`] or pages without progress.
+    /// [`ClientError::Garbage`] where there is more than [`MAX_LOG_ENTRIES`] or [`MAX_LOG_BYTES`], or a page without
+    /// progress.
     pub async fn log(&self, account: &Name, name: &Name, from: u64) -> Result<Vec<SignedEntry>, ClientError> {
         self.ask_log(account, name, from).await
     }

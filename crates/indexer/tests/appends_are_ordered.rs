@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 
 use bucket::{Log, Signer};
 use format::entry::{Action, SignedEntry};
-use indexer::Clock;
 use indexer::client::{AppendError, ClientError, IndexerClient};
+use indexer::{Clock, ServeOptions, serve};
 use types::SnapshotId;
 use world::{PATIENCE, World, log_of, name, put, signer};
 
@@ -39,8 +39,12 @@ async fn push(client: &IndexerClient, log: &mut Log, writer: &Signer, number: u8
 async fn many_writers_race_and_every_version_is_there_once() {
     const WRITERS: u8 = 4;
     const EACH: u8 = 8;
+    // Two servers on one database: only its transactions order the appends.
     let world = World::new().await;
-    let alice = world.account("alice").await;
+    let second = serve(ServeOptions::new("127.0.0.1:0".parse().unwrap(), world.database())).await.unwrap();
+    let token = world.token("alice").await;
+    let alice = world.client(Some(token.clone()));
+    let elsewhere = IndexerClient::new(world::url(second.local_addr()), Some(token)).unwrap();
     let owner = signer(1);
     let mut log = log_of(&owner, 0);
     for number in 0..WRITERS {
@@ -50,7 +54,8 @@ async fn many_writers_race_and_every_version_is_there_once() {
     alice.claim(&name("alice"), &name("vms"), false, log.entries()).await.unwrap();
     let tasks: Vec<_> = (0..WRITERS)
         .map(|number| {
-            let (client, mut log) = (alice.clone(), log.clone());
+            let client = if number % 2 == 0 { alice.clone() } else { elsewhere.clone() };
+            let mut log = log.clone();
             tokio::spawn(async move {
                 for version in 0..EACH {
                     let snapshot = number * EACH + version;
@@ -145,7 +150,7 @@ async fn a_long_log_goes_in_pages_both_ways_and_is_bounded() {
         let object = name(&format!("object-{}", log.length() % 7));
         let (version, snapshot) = (log.next_version(&object), SnapshotId([3; 32]));
         // Some entries are so long that a page is full before it has its number of entries.
-        let message = "long ".repeat(if log.length() % 10 == 0 { 6000 } else { 1 });
+        let message = "long ".repeat(if log.length().is_multiple_of(10) { 6000 } else { 1 });
         let action = Action::Put { object, version, snapshot, size_bytes: 1, message };
         log.write(&owner, action, 2).unwrap();
     }

@@ -8,7 +8,7 @@ use types::{EndpointId, Name, SnapshotId};
 
 use super::error::{AppendError, ClientError};
 use super::events::{HeadEvent, heads};
-use super::{Identity, IndexerClient, MAX_LOG_ENTRIES};
+use super::{Identity, IndexerClient, MAX_LOG_BYTES, MAX_LOG_ENTRIES};
 use crate::address::{AddressRecord, SignedAddressRecord};
 use crate::announcement::{Announced, Announcement, MAX_SNAPSHOTS};
 use crate::api::{
@@ -23,8 +23,8 @@ const PROOF_VALIDITY_MS: u64 = 5 * 60 * 1000;
 /// The most providers that are taken from an answer.
 const MAX_PROVIDERS: usize = 1000;
 
-/// The most pages of references that are read.
-const MAX_REFERENCE_PAGES: usize = 1000;
+/// The most references of an account that are read.
+const MAX_REFERENCES: usize = 100_000;
 
 impl IndexerClient {
     pub(super) async fn ask_info(&self) -> Result<Info, ClientError> {
@@ -87,12 +87,14 @@ impl IndexerClient {
     pub(super) async fn ask_references(&self) -> Result<Vec<ReferenceInfo>, ClientError> {
         let mut references = Vec::new();
         let mut after: Option<Name> = None;
-        for _ in 0..MAX_REFERENCE_PAGES {
+        while references.len() < MAX_REFERENCES {
             let query: Vec<_> = after.iter().map(|after| ("after", after.to_string())).collect();
             let page: ReferencePage = self.transport.get(self.transport.url(&["references"], &query)).await?;
+            let empty = page.references.is_empty();
             references.extend(page.references);
             match page.next {
                 None => return Ok(references),
+                Some(_) if empty => break,
                 next if next <= after => break,
                 next => after = next,
             }
@@ -122,12 +124,14 @@ impl IndexerClient {
         name: &Name,
         from: u64,
     ) -> Result<Vec<SignedEntry>, ClientError> {
-        let mut entries = Vec::new();
+        let (mut entries, mut bytes) = (Vec::new(), 0);
         loop {
             let next = from.saturating_add(entries.len() as u64);
             let query = [("from", next.to_string()), ("limit", MAX_ENTRIES.to_string())];
             let page: LogPage = self.transport.get(self.reference_url(account, name, &["log"], &query)).await?;
-            if page.entries.len() > MAX_ENTRIES || entries.len() + page.entries.len() > MAX_LOG_ENTRIES {
+            bytes += page.entries.iter().map(|entry| entry.entry.len()).sum::<usize>();
+            let count = entries.len() + page.entries.len();
+            if page.entries.len() > MAX_ENTRIES || count > MAX_LOG_ENTRIES || bytes > MAX_LOG_BYTES {
                 return Err(self.transport.garbage("a log that does not end"));
             }
             let empty = page.entries.is_empty();

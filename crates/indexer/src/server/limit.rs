@@ -74,26 +74,38 @@ impl Key {
 pub(crate) struct Rates {
     per_second: f64,
     burst: f64,
-    buckets: Mutex<BTreeMap<Key, (f64, Instant)>>,
+    table: Mutex<Table>,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    /// What each key has left, and when that was.
+    buckets: BTreeMap<Key, (f64, Instant)>,
+    /// When full buckets were last looked for.
+    swept: Option<Instant>,
 }
 
 impl Rates {
     pub(crate) fn new(per_second: u32, burst: u32) -> Self {
         let (per_second, burst) = (f64::from(per_second.max(1)), f64::from(burst.max(1)));
-        Self { per_second, burst, buckets: Mutex::default() }
+        Self { per_second, burst, table: Mutex::default() }
     }
 
     /// Takes `cost` from a key's bucket, if that much is in it.
     pub(crate) fn take(&self, key: Key, cost: f64, now: Instant) -> bool {
-        let mut buckets = lock(&self.buckets);
-        if buckets.len() >= MAX_RATES && !buckets.contains_key(&key) {
-            let (per_second, burst) = (self.per_second, self.burst);
-            buckets.retain(|_, (left, then)| *left + seconds(*then, now) * per_second < burst);
-            if buckets.len() >= MAX_RATES {
+        let mut table = lock(&self.table);
+        if table.buckets.len() >= MAX_RATES && !table.buckets.contains_key(&key) {
+            // Looking through the table costs: not more often than once a second, however many keys there are.
+            if table.swept.is_none_or(|swept| seconds(swept, now) >= 1.0) {
+                let (per_second, burst) = (self.per_second, self.burst);
+                table.buckets.retain(|_, (left, then)| *left + seconds(*then, now) * per_second < burst);
+                table.swept = Some(now);
+            }
+            if table.buckets.len() >= MAX_RATES {
                 return false;
             }
         }
-        let (left, then) = buckets.entry(key).or_insert((self.burst, now));
+        let (left, then) = table.buckets.entry(key).or_insert((self.burst, now));
         *left = (*left + seconds(*then, now) * self.per_second).min(self.burst);
         *then = now;
         let enough = *left >= cost;
@@ -184,7 +196,7 @@ mod tests {
         let taken = (0..30_000).filter(|id| rates.take(Key::Account(*id), 1.0, start)).count();
         assert_eq!(taken, MAX_RATES);
         assert!(rates.take(Key::Account(40_000), 1.0, start + Duration::from_secs(2)));
-        assert_eq!(lock(&rates.buckets).len(), 1);
+        assert_eq!(lock(&rates.table).buckets.len(), 1);
     }
 
     #[test]

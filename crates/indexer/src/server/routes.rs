@@ -100,7 +100,7 @@ async fn within_bounds(request: Request, next: Next) -> Response {
 
 /// The service's description as an OpenAPI document.
 #[utoipa::path(get, path = "/v1/openapi.json", responses((status = 200, description = "This document")))]
-pub(crate) async fn openapi() -> Answer<Response> {
+pub(crate) async fn openapi(_: Caller) -> Answer<Response> {
     let document = Description::openapi().to_json().map_err(|error| Failure::internal(&error))?;
     Ok(([(header::CONTENT_TYPE, "application/json")], document).into_response())
 }

@@ -143,6 +143,10 @@ impl Library for NodeLibrary {
         Some(Served { domains, upstream })
     }
 
+    fn may_claim(&self, snapshot: &SnapshotId) -> bool {
+        remembered(&self.relatives, snapshot).is_none_or(|relatives| !relatives.is_empty())
+    }
+
     fn claim(&self, origin: Origin, part: Part, key: &Key, domain: Domain) -> bool {
         let known = remembered(&self.relatives, &origin.snapshot);
         let relatives = known.unwrap_or_else(|| {

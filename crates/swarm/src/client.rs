@@ -10,7 +10,7 @@ use bytes::Bytes;
 use format::Stored;
 use minicbor::bytes::ByteVec;
 use store::{Kind, Urgency};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use types::EndpointId;
 
 use crate::library::Library;
@@ -47,7 +47,12 @@ struct Slot(tokio::sync::Mutex<Option<Open>>);
 struct Open {
     connection: Arc<dyn Connection>,
     shown: Vec<ByteVec>,
+    /// When a request was last made on it.
+    used: Instant,
 }
+
+/// A connection on which nothing was asked for so long is closed: the peer has places for so many only.
+pub(crate) const IDLE: Duration = Duration::from_secs(120);
 
 impl Client {
     pub(crate) fn new(transport: Arc<dyn Transport>, library: Arc<dyn Library>, connect_timeout: Duration) -> Self {
@@ -83,7 +88,8 @@ impl Client {
     async fn connection(&self, peer: EndpointId, urgency: Urgency) -> Result<Arc<dyn Connection>, TransportError> {
         let slot = self.slot(peer, urgency);
         let mut open = slot.0.lock().await;
-        if let Some(open) = open.as_ref().filter(|open| !open.connection.is_closed()) {
+        if let Some(open) = open.as_mut().filter(|open| !open.connection.is_closed()) {
+            open.used = Instant::now();
             return Ok(Arc::clone(&open.connection));
         }
         *open = None;
@@ -97,7 +103,7 @@ impl Client {
         let (connection, shown) =
             timeout(self.connect_timeout, made).await.unwrap_or_else(|_| Err(TransportError::TimedOut))?;
         tracing::debug!(%peer, ?urgency, "connected");
-        *open = Some(Open { connection: Arc::clone(&connection), shown });
+        *open = Some(Open { connection: Arc::clone(&connection), shown, used: Instant::now() });
         Ok(connection)
     }
 
@@ -114,6 +120,20 @@ impl Client {
         timeout(self.connect_timeout, shown).await.unwrap_or_else(|_| Err(TransportError::TimedOut))?;
         open.shown = certificates;
         Ok(true)
+    }
+
+    /// Closes connections that are not used any more.
+    pub(crate) fn close_idle(&self) {
+        self.slots().retain(|_, slot| {
+            let Ok(mut open) = slot.0.try_lock() else { return true };
+            match open.take_if(|open| open.connection.is_closed() || open.used.elapsed() >= IDLE) {
+                None => open.is_some(),
+                Some(idle) => {
+                    idle.connection.close();
+                    false
+                }
+            }
+        });
     }
 
     /// Closes a connection that is no good any more.

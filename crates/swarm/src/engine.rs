@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::{EndpointId, SnapshotId};
 
-use crate::client::{AskError, Client, Received};
+use crate::client::{AskError, Client, IDLE, Received};
 use crate::library::Library;
 use crate::message::{ITEM_BYTES, Place, REPLY_BYTES, Request, Status};
 use crate::options::SwarmOptions;
@@ -117,6 +117,10 @@ impl Engine {
             Place::Node(position) => Part::Node(position),
             Place::Chunk(index) => Part::Chunk(index),
         };
+        // Mostly not: then all who ask in the same moment share a request.
+        if !self.library.may_claim(&want.whereabouts.origin.snapshot) {
+            return false;
+        }
         let (library, origin, key, domain) =
             (Arc::clone(&self.library), want.whereabouts.origin, want.key, want.domain);
         tokio::task::spawn_blocking(move || library.claim(origin, part, &key, domain)).await.unwrap_or(false)
@@ -161,6 +165,16 @@ impl Engine {
             }
         }
         self.close();
+    }
+
+    /// Closes idle connections until the engine is stopped.
+    pub(crate) async fn tidy(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(IDLE / 4) => self.client.close_idle(),
+                () = self.stop.cancelled() => return,
+            }
+        }
     }
 
     /// Ends everything that is in flight and everyone's waiting.

@@ -102,6 +102,7 @@ impl Swarm {
         let engine = Engine::new(options, Arc::clone(&transport), store, library, seed);
         let server = Server::new(Arc::clone(&engine), Arc::clone(&transport), options);
         engine.tasks.spawn(Arc::clone(&engine).run());
+        engine.tasks.spawn(Arc::clone(&engine).tidy());
         engine.tasks.spawn(Arc::clone(&server).run());
         Arc::new(Self { engine, server, transport, cache: NodeCache::new(NODE_CACHE_BYTES) })
     }

@@ -36,6 +36,13 @@ pub trait Library: Send + Sync + Debug {
     /// Called off the async threads, once per request.
     fn serve(&self, peer: &Peer, snapshot: &SnapshotId) -> Option<Served>;
 
+    /// Whether [`claim`](Library::claim) might find anything for a snapshot. Must be quick and not block: it is asked
+    /// before every fetch.
+    fn may_claim(&self, snapshot: &SnapshotId) -> bool {
+        let _ = snapshot;
+        false
+    }
+
     /// Puts an absent part, which must hash to `key`, into `domain` from what is here in other domains, if nobody learns
     /// anything by that. Says whether it did. Called off the async threads, before anyone is asked.
     fn claim(&self, origin: Origin, part: Part, key: &Key, domain: Domain) -> bool {

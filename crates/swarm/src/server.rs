@@ -29,6 +29,8 @@ use crate::transport::{Connection, Incoming, SendStream, Stream, Transport, Tran
 const REQUESTS: usize = 64;
 /// The most connections of one peer: lazy and bulk, each perhaps twice while it reconnects.
 const CONNECTIONS: usize = 4;
+/// A connection on which nothing is asked for so long is closed, to make room for others.
+const IDLE: Duration = Duration::from_secs(300);
 /// How much is read from the store before it is sent, in bytes.
 const BATCH_BYTES: usize = 256 << 10;
 /// The unit in which bytes between store and network are counted.
@@ -186,7 +188,7 @@ impl Server {
         let session = Arc::new(session);
         let mut requests = JoinSet::new();
         loop {
-            let stream = connection.accept().await?;
+            let stream = timeout(IDLE, connection.accept()).await.unwrap_or(Err(TransportError::TimedOut))?;
             while requests.try_join_next().is_some() {}
             if requests.len() >= REQUESTS {
                 requests.join_next().await;

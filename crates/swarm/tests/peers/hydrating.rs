@@ -124,3 +124,22 @@ async fn an_empty_disk_is_whole_at_once() {
     let node = Node::empty(&world).await;
     within(node.swarm.hydrate(&disk.tree(Domain::PUBLIC), &Progress::default())).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_claimed_here_is_not_fetched() {
+    let world = World::new();
+    let disk = TestDisk::new(300, 0..300, 7);
+    let publisher = Node::publisher(&world, &disk).await;
+    let node = Node::empty(&world).await;
+    // All but some chunks are here, in another domain.
+    let own = Domain(9);
+    disk.put_some(&*node.store, own, |key| key.kind != store::Kind::Chunk || key.hash[0] > 25);
+    let absent = disk.chunks.keys().filter(|index| !node.has(disk.id(**index), own)).count() as u64;
+    assert!((1..100).contains(&absent), "{absent}");
+    node.library.claim_from(node.store.clone(), own);
+    let progress = Progress::default();
+    within(node.swarm.hydrate(&disk.tree(Domain::PUBLIC), &progress)).await.unwrap();
+    assert!(disk.is_whole(&*node.store, Domain::PUBLIC));
+    assert_eq!(publisher.swarm.statistics().total.served_bulk.objects, absent);
+    assert_eq!((progress.done_bytes(), progress.moved_bytes()), (disk.chunk_bytes(), absent << 16));
+}

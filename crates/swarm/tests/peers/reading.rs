@@ -1,10 +1,15 @@
 //! A lazy read brings what it needs, as little as possible, and waits as long as it must.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use futures_util::future::join_all;
-use store::{ChunkSource, Domain, FetchError, Urgency};
+use store::{ChunkSource, ChunkStore, Domain, FetchError, MemoryStore, Urgency};
+use swarm::Swarm;
+use swarm::transport::memory::{Network, test_endpoint};
 use types::Progress;
 
-use crate::world::{Node, TestDisk, World, within};
+use crate::world::{Node, Shelves, TestDisk, World, options, within};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_chunk_moves_alone() {
@@ -97,4 +102,44 @@ async fn reads_go_on_while_everything_comes_in_bulk() {
     let served = publisher.swarm.statistics().total;
     let twice = served.served_lazy.objects + served.served_bulk.objects - 2000;
     assert!(twice < 60, "{twice} objects more than the chunks: nodes, and lazy reads that overtook");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_nobody_needs_is_closed_and_made_again() {
+    let world = World::new();
+    let network = Network::new();
+    let disk = TestDisk::new(10, 0..10, 7);
+    let publisher = Node::join(&world, &network, Arc::new(MemoryStore::new()), 0);
+    publisher.publish(&world, &disk);
+    let node = Node::join(&world, &network, Arc::new(MemoryStore::new()), 1);
+    node.read(&disk, 0, Domain::PUBLIC).await;
+    assert_eq!(publisher.swarm.statistics().connected_peers, 1);
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    assert_eq!(publisher.swarm.statistics().connected_peers, 0);
+    assert_eq!(node.swarm.statistics().connected_peers, 0);
+    within(node.read(&disk, 1, Domain::PUBLIC)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_more_peers_are_served_than_there_are_places_for() {
+    let world = World::new();
+    let network = Network::new();
+    let disk = TestDisk::new(10, 0..10, 8);
+    let mut few = options([0; 32]);
+    few.max_peers = 2;
+    let library = Shelves::new(&world);
+    let store: Arc<dyn ChunkStore> = Arc::new(MemoryStore::new());
+    let swarm = Swarm::start_over(network.join(test_endpoint()), &few, Arc::clone(&store), library.clone(), 0);
+    let publisher = Node { swarm, store, library };
+    publisher.publish(&world, &disk);
+    let nodes = [1, 2, 3].map(|seed| Node::join(&world, &network, Arc::new(MemoryStore::new()), seed));
+    for node in &nodes[..2] {
+        within(node.read(&disk, 0, Domain::PUBLIC)).await;
+    }
+    let third = tokio::spawn(nodes[2].swarm.fetch(disk.wanted(0, Domain::PUBLIC, Urgency::Lazy)));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!third.is_finished());
+    assert_eq!(publisher.swarm.statistics().connected_peers, 2);
+    nodes[0].swarm.close().await;
+    within(third).await.unwrap().unwrap();
 }

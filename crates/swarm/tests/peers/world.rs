@@ -64,6 +64,8 @@ pub(crate) struct Shelves {
     me: Mutex<Option<EndpointId>>,
     shown: Mutex<BTreeMap<SnapshotId, Shown>>,
     certificates: Mutex<Vec<SignedCertificate>>,
+    /// From where the node may claim what is here.
+    claims: Mutex<Option<(Arc<dyn ChunkStore>, Domain)>>,
 }
 
 impl Shelves {
@@ -73,6 +75,7 @@ impl Shelves {
             me: Mutex::default(),
             shown: Mutex::default(),
             certificates: Mutex::default(),
+            claims: Mutex::default(),
         })
     }
 
@@ -89,6 +92,10 @@ impl Shelves {
     pub(crate) fn set_certificates(&self, certificates: Vec<SignedCertificate>) {
         *self.certificates.lock().unwrap() = certificates;
     }
+
+    pub(crate) fn claim_from(&self, store: Arc<dyn ChunkStore>, domain: Domain) {
+        *self.claims.lock().unwrap() = Some((store, domain));
+    }
 }
 
 impl Library for Shelves {
@@ -99,6 +106,16 @@ impl Library for Shelves {
             To::Account(indexer, account) => peer.accounts.contains(&(indexer, account)),
         };
         allowed.then_some(Served { domains: shown.domains, upstream: shown.upstream })
+    }
+
+    fn may_claim(&self, _: &SnapshotId) -> bool {
+        self.claims.lock().unwrap().is_some()
+    }
+
+    fn claim(&self, _: Origin, _: Part, key: &Key, domain: Domain) -> bool {
+        let claims = self.claims.lock().unwrap().clone();
+        let found = claims.and_then(|(store, from)| Some((store.get_stored(key, &from.into()).unwrap()?, store)));
+        found.is_some_and(|(stored, store)| store.put_stored(key, domain, &stored).is_ok())
     }
 
     fn providers(&self, snapshot: SnapshotId) -> BoxFuture<'static, Vec<EndpointId>> {

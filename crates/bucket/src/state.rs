@@ -1,6 +1,6 @@
 //! What a log amounts to: objects with their versions, readers and writers; and the rules of each action.
 //!
-//! [`State::check`] decides whether an action may follow and [`State::apply`] carries it out; nothing else changes a
+//! `State::check` decides whether an action may follow and `State::apply` carries it out; nothing else changes a
 //! state, so that everyone who replays a log has the same one.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 
 use store::{ChunkSource, Domain, Origin, Urgency};
+use swarm::message::{Place, Request};
 use types::Progress;
 
+use crate::rights::raw;
 use crate::world::{Node, TestDisk, To, World, within};
 
 /// A node that shows a disk of which it has nothing but the manifest, and can fetch it at `upstream`.
@@ -58,6 +60,31 @@ async fn two_that_pass_on_to_each_other_do_not_go_in_circles() {
         publisher.swarm.close().await;
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_is_passed_on_as_often_as_it_says() {
+    let world = World::new();
+    let base = TestDisk::new(10, 0..10, 5);
+    let _publisher = Node::publisher(&world, &base).await;
+    let mut upstream = base.origin();
+    let mut relays = Vec::new();
+    for number in 0..2 {
+        let mut clone = TestDisk::new(10, 0..10, 5);
+        clone.rename(100 + number);
+        let relay = relay(&world, &clone, upstream).await;
+        world.provide(clone.snapshot, &relay);
+        upstream = clone.origin();
+        relays.push(relay);
+    }
+    // The second relay passes on to the first, which passes on to the publisher.
+    for (hops, comes) in [(0, false), (1, false), (2, true)] {
+        let index = u64::from(hops);
+        let request = Request::for_places(upstream.snapshot, 0, vec![Place::Chunk(index)], hops);
+        let reply = within(raw(&world, &relays[1], &request)).await;
+        assert_eq!(reply.len() > 65536, comes, "{hops} hops");
+        assert_eq!(relays[0].has(base.id(index), Domain::PUBLIC), comes, "{hops} hops");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -14,7 +14,7 @@ use types::{EndpointId, SnapshotId};
 use crate::world::{Node, Shelves, TestDisk, To, World, indexer, secret, within};
 
 /// What a stranger gets back for a request, byte for byte.
-async fn raw(world: &Arc<World>, provider: &Node, request: &Request) -> Bytes {
+pub(crate) async fn raw(world: &Arc<World>, provider: &Node, request: &Request) -> Bytes {
     let library = Shelves::new(world);
     let transport = IrohTransport::bind(&secret(), &["127.0.0.1:0".parse().unwrap()], library).await.unwrap();
     let connection = transport.connect(provider.swarm.endpoint()).await.unwrap();

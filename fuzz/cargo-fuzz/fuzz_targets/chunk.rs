@@ -1,0 +1,4 @@
+//! `fuzz::run` on the target `chunk`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| fuzz::run("chunk", data));

@@ -4,6 +4,7 @@
 //! times instead, and `BRANT_FUZZ_SEED` repeats a run that failed. A failure prints the seed, the target and the bytes.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "how much was tried is shown with --nocapture")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
@@ -53,7 +54,8 @@ fn run(target: &Target) {
     while done < iterations && (iterations < u64::MAX || begin.elapsed() < Duration::from_secs_f64(share)) {
         let pool = seeds.len() + found.len();
         let pick = |index: usize| seeds.get(index).unwrap_or_else(|| &found[index - seeds.len()]);
-        let bytes = mutate(&mut numbers, pick(done as usize % pool), pick((done as usize * 7 + 3) % pool));
+        let (first, second) = (numbers.below(pool), numbers.below(pool));
+        let bytes = mutate(&mut numbers, pick(first), pick(second));
         if try_bytes(target, seed, &bytes) {
             survived += 1;
             if found.len() < 64 {

@@ -154,7 +154,7 @@ mod tests {
 
     /// Splits a command's line as a shell would, without expansions, up to a redirection.
     fn words(line: &str) -> Vec<String> {
-        let line = line.split(" > ").next().unwrap_or_default();
+        let line = line.split(" > ").next().and_then(|line| line.split(" 2> ").next()).unwrap_or_default();
         let mut words = Vec::new();
         let mut quote = None;
         let mut word = String::new();

@@ -115,7 +115,7 @@ pub(crate) fn extent(task: &Task) -> String {
         return format!("{}, {moved}", size(task.done_bytes));
     }
     let part = percent(task.done_bytes, task.total_bytes);
-    format!("{part}%, {} of {}, {moved}", size(task.done_bytes), size(task.total_bytes))
+    format!("{part}% of {}, {moved}", size(task.total_bytes))
 }
 
 /// Shows progress on standard error.
@@ -164,7 +164,7 @@ impl Reporter {
 
 fn bar(task: &Task) -> ProgressBar {
     let bar = if task.total_bytes == 0 { ProgressBar::new_spinner() } else { ProgressBar::new(task.total_bytes) };
-    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{bar:16}] {msg}") {
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {prefix} [{bar:12}] {wide_msg}") {
         bar.set_style(style.progress_chars("##-"));
     }
     bar.set_prefix(describe(task));
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn progress_says_how_far_and_how_long() {
         let mut task = task(TaskKind::Import);
-        assert_eq!(extent(&task), "50%, 5 GiB of 10 GiB, 812 MiB stored");
+        assert_eq!(extent(&task), "50% of 10 GiB, 812 MiB stored");
         assert_eq!(left(&task, 1_060_000), ", 1 min 0 s left");
         task.total_bytes = 0;
         assert_eq!(extent(&task), "5 GiB, 812 MiB stored");

@@ -43,8 +43,7 @@ pub(crate) async fn publish(context: &Context, arguments: PublishArguments) -> O
     let publication = context.client.publish(arguments.bucket.as_str(), &request).await?;
     context.output.show(&publication, |_| {
         let readers = if publication.public { "for everyone" } else { "for those it is granted to" };
-        let publication_of = format!("{} as {}", publication.bucket, publication.reference);
-        format!("published {publication_of}, {readers}; entries of its log there: {}", publication.entries)
+        format!("published {} as {}, {readers}", publication.bucket, publication.reference)
     })?;
     context.output.note(&format!("follow it elsewhere with: brant subscribe {}", publication.reference));
     Ok(())

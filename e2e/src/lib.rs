@@ -9,19 +9,37 @@ use std::path::PathBuf;
 use xtask::images::{self, Kernel};
 use xtask::setup;
 use xtask::tally::SKIP_MARK;
+use xtask::workspace;
+
+/// Returns the program under test: `BRANT_BIN`, else the one that cargo built last.
+#[must_use]
+pub fn brant() -> PathBuf {
+    std::env::var_os("BRANT_BIN").map_or_else(|| workspace::target().join("debug/brant"), PathBuf::from)
+}
 
 /// Returns the kernel of the small guest, or says what is missing to run it and returns nothing.
 #[must_use]
 pub fn guest_or_skip() -> Option<Kernel> {
-    let directory = std::env::var_os("BRANT_IMAGES").map_or_else(images::default_directory, PathBuf::from);
-    let guest = images::guest_kernel(&directory);
-    if !guest.kernel.exists() {
-        println!("{SKIP_MARK}the small guest has not been made (cargo xtask images)");
-        return None;
-    }
-    if !setup::QEMU.is_present() {
+    let guest = images::guest_kernel(&image_directory());
+    can_run(guest.kernel.exists(), "the small guest").then_some(guest)
+}
+
+/// Returns the directory of the Debian disk, or says what is missing to run it and returns nothing.
+#[must_use]
+pub fn debian_or_skip() -> Option<PathBuf> {
+    let directory = image_directory();
+    can_run(images::disk(&directory, "v1").exists(), "the Debian disk").then_some(directory)
+}
+
+fn image_directory() -> PathBuf {
+    std::env::var_os("BRANT_IMAGES").map_or_else(images::default_directory, PathBuf::from)
+}
+
+fn can_run(made: bool, what: &str) -> bool {
+    if !made {
+        println!("{SKIP_MARK}{what} has not been made (cargo xtask images)");
+    } else if !setup::QEMU.is_present() {
         println!("{SKIP_MARK}missing: {}", setup::describe(&[setup::QEMU]));
-        return None;
     }
-    Some(guest)
+    made && setup::QEMU.is_present()
 }

@@ -11,11 +11,11 @@ const BOOT: Duration = Duration::from_mins(2);
 
 fn start(kernel: &Kernel, disk: &Path, orders: &str) -> Result<Machine> {
     let boot = Boot {
-        kernel: kernel.clone(),
+        kernel: Some(kernel.clone()),
         append: format!("quiet {orders}"),
         disk: Some(Disk::Raw(disk.to_path_buf())),
         memory_mib: 256,
-        accelerator: qemu::accelerator(kernel),
+        accelerator: qemu::accelerator(Some(kernel)),
     };
     Machine::start(&boot)
 }

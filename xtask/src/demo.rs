@@ -26,7 +26,7 @@ use crate::{interrupt, workspace};
 /// What is wanted of the demo.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Options {
-    /// The disk to take, instead of a Debian that is made: an image that boots with the Debian kernel from `/dev/vda`.
+    /// The disk to take, instead of a Debian that is made: an image that boots by itself, with a login on the first serial port.
     pub image: Option<PathBuf>,
     /// Stay open at the end, to play on, until Ctrl-C.
     pub keep: bool,
@@ -40,37 +40,61 @@ pub fn run_all(options: &Options) -> Result<()> {
     let missing = setup::install(&[QEMU, MKFS_XFS])?;
     ensure!(!missing.contains(&QEMU), "missing: {}", setup::describe(&[QEMU]));
     let directory = images::default_directory();
-    let image = match &options.image {
-        Some(image) => image.canonicalize().with_context(|| format!("open {}", image.display()))?,
+    let disk = match &options.image {
+        Some(image) => Disk::own(image.canonicalize().with_context(|| format!("open {}", image.display()))?),
         None => {
             images::make_disks(&directory, Disks::First)?;
-            images::disk(&directory, "v1")
+            Disk::debian(&directory)
         }
     };
-    let kernel = images::debian_kernel(&directory);
-    if !kernel.kernel.exists() {
-        // With an image of one's own, its kernel is still that of the Debian disk.
-        images::make_disks(&directory, Disks::First)?;
+    play(&program()?, &disk, options.keep)
+}
+
+/// The disk that the demo takes on its journey, and how a machine on it is started and understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The image.
+    pub image: PathBuf,
+    /// What boots it; its own boot loader where there is none.
+    pub kernel: Option<Kernel>,
+}
+
+impl Disk {
+    /// The Debian disk that is made (`assets/disk-images.sh`), which keeps markers and reports them.
+    #[must_use]
+    pub fn debian(directory: &Path) -> Disk {
+        Disk { image: images::disk(directory, "v1"), kernel: Some(images::debian_kernel(directory)) }
+    }
+
+    /// Some other disk, of which only a login is expected.
+    #[must_use]
+    pub fn own(image: PathBuf) -> Disk {
+        Disk { image, kernel: None }
+    }
+}
+
+/// Builds brant, unless `BRANT_BIN` names one that is built.
+fn program() -> Result<PathBuf> {
+    if let Some(program) = std::env::var_os("BRANT_BIN") {
+        return Path::new(&program).canonicalize().with_context(|| format!("open {}", Path::new(&program).display()));
     }
     println!("building brant");
     let mut build = workspace::cargo();
     run(build.args(["build", "--workspace", "--bins"]), Duration::from_mins(60), Echo::Live)?.success("cargo build")?;
-    play(&workspace::target().join("debug/brant"), &image, &kernel, options.keep)
+    Ok(workspace::target().join("debug/brant"))
 }
 
-/// Runs the demo with a program that is built and images that are made; with `keep`, stays open at its end until Ctrl-C.
+/// Runs the demo with a program that is built and a disk that is made; with `keep`, stays open at its end until Ctrl-C.
 ///
 /// # Errors
 /// When a step fails, or any byte differs at the end; the error carries the last lines of the servers' logs.
-pub fn play(brant: &Path, image: &Path, kernel: &Kernel, keep: bool) -> Result<()> {
+pub fn play(brant: &Path, disk: &Disk, keep: bool) -> Result<()> {
     let place = Place::new(&workspace::target().join("demo"))?;
     println!("in {} ({})", place.directory().display(), place.describe());
-    let mut report = Report::default();
-    let accelerator = qemu::accelerator(kernel);
+    let accelerator = qemu::accelerator(disk.kernel.as_ref());
+    let mut report = Report::begin();
     let mut site = Site::start(brant, &place, &mut report)?;
-    let journey =
-        journey::run(&mut site, &place, image, &journey::Guest { kernel: kernel.clone(), accelerator }, &mut report);
-    if let Err(error) = journey {
+    if let Err(error) = journey::run(&mut site, &place, disk, accelerator, &mut report) {
         println!("{}", report.table());
         return Err(error.context(site.logs()));
     }

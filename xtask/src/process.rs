@@ -48,7 +48,7 @@ impl Outcome {
         if self.status.success() {
             return Ok(self.output);
         }
-        let lines: Vec<&str> = self.output.lines().collect();
+        let lines: Vec<&str> = self.output.lines().chain(self.errors.lines()).collect();
         let tail = lines[lines.len().saturating_sub(20)..].join("\n");
         bail!("{what}: {}\n{tail}", describe(self.status))
     }

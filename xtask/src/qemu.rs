@@ -4,7 +4,7 @@
 //! is ended, whatever happened before.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -86,9 +86,9 @@ impl Disk {
 /// What a machine is started with.
 #[derive(Clone, Debug)]
 pub struct Boot {
-    /// What it boots.
-    pub kernel: Kernel,
-    /// The kernel's command line; `console=ttyS0` is added.
+    /// What it boots; the disk's own boot loader where there is none.
+    pub kernel: Option<Kernel>,
+    /// The kernel's command line; `console=ttyS0` is added. A boot loader has its own.
     pub append: String,
     /// Its disk, if it has one.
     pub disk: Option<Disk>,
@@ -114,8 +114,10 @@ impl Boot {
         ]);
         command.args(self.accelerator.arguments());
         command.args(["-m", &format!("{}M", self.memory_mib), "-serial", "stdio"]);
-        command.arg("-kernel").arg(&self.kernel.kernel).arg("-initrd").arg(&self.kernel.initrd);
-        command.args(["-append", &format!("console=ttyS0 panic=-1 {}", self.append)]);
+        if let Some(kernel) = &self.kernel {
+            command.arg("-kernel").arg(&kernel.kernel).arg("-initrd").arg(&kernel.initrd);
+            command.args(["-append", &format!("console=ttyS0 panic=-1 {}", self.append)]);
+        }
         if let Some(disk) = &self.disk {
             command.args(["-drive", &disk.drive(), "-device", "virtio-blk-pci,drive=disk"]);
         }
@@ -187,17 +189,18 @@ impl Machine {
 }
 
 /// Finds out, once, what guests can run on here: KVM if the given kernel shows a sign of life under it, else translation.
-pub fn accelerator(kernel: &Kernel) -> Accelerator {
+#[must_use]
+pub fn accelerator(kernel: Option<&Kernel>) -> Accelerator {
     static FOUND: OnceLock<Accelerator> = OnceLock::new();
-    *FOUND.get_or_init(|| if kvm_works(kernel) { Accelerator::Kvm } else { Accelerator::Tcg })
+    *FOUND.get_or_init(|| if kernel.is_some_and(kvm_works) { Accelerator::Kvm } else { Accelerator::Tcg })
 }
 
 fn kvm_works(kernel: &Kernel) -> bool {
-    if std::fs::File::options().read(true).write(true).open(Path::new("/dev/kvm")).is_err() {
+    if std::fs::File::options().read(true).write(true).open("/dev/kvm").is_err() {
         return false;
     }
     let boot = Boot {
-        kernel: kernel.clone(),
+        kernel: Some(kernel.clone()),
         append: "earlyprintk=serial".to_owned(),
         disk: None,
         memory_mib: 256,

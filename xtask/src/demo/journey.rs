@@ -6,41 +6,81 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 
+use super::Disk;
 use super::place::Place;
 use super::report::Report;
 use super::site::{Node, Site};
 use crate::images::Kernel;
 use crate::process::{Echo, run as run_program};
-use crate::qemu::{Accelerator, Boot, Disk, Machine};
+use crate::qemu::{self, Accelerator, Boot, Machine};
 
 /// How long a boot may take while everything else runs beside it.
 const BOOT: Duration = Duration::from_mins(4);
 /// How long the network and the sealing may take for one thing.
 const ARRIVE: Duration = Duration::from_mins(4);
 
-/// What the guests boot with.
+/// The machines of the journey: how they boot, and what they say.
 #[derive(Debug)]
-pub(super) struct Guest {
-    /// The kernel that fits the disk.
-    pub(super) kernel: Kernel,
-    /// What it runs on.
-    pub(super) accelerator: Accelerator,
+struct Guest<'a> {
+    /// With one of ours the guest keeps markers and reports them; of a stranger only a login is expected.
+    kernel: Option<&'a Kernel>,
+    accelerator: Accelerator,
 }
 
 /// Takes the disk there and back.
-pub(super) fn run(site: &mut Site, place: &Place, image: &Path, guest: &Guest, report: &mut Report) -> Result<()> {
-    let full_bytes = data_bytes(image)?;
+pub(super) fn run(
+    site: &mut Site,
+    place: &Place,
+    disk: &Disk,
+    accelerator: Accelerator,
+    report: &mut Report,
+) -> Result<()> {
+    let guest = Guest { kernel: disk.kernel.as_ref(), accelerator };
+    let full_bytes = data_bytes(&disk.image)?;
     let there = format!("{}/alice/images", site.authority);
     let back = format!("{}/bob/changed", site.authority);
 
-    import(&site.a, image, full_bytes, report)?;
+    import(&site.a, &disk.image, full_bytes, report)?;
     publish(&site.a, "images", &there, report)?;
     subscribe(&site.b, &there, "images/debian", report)?;
-    let machine_b = first_boot(&site.b, guest, full_bytes, report)?;
+    let machine_b = first_boot(&site.b, &guest, full_bytes, report)?;
     changed(&site.b, &back, report)?;
     drop(machine_b);
-    return_home(&site.a, &back, guest, full_bytes, report)?;
-    compare(site, place, image, report)
+    return_home(&site.a, &back, &guest, full_bytes, report)?;
+    compare(site, place, &disk.image, report)
+}
+
+impl Guest<'_> {
+    /// Starts a machine that writes a marker, and powers itself off when it can be told to.
+    fn start(&self, disk: qemu::Disk, marker: &str, power_off: bool, node: &Node, report: &Report) -> Result<Machine> {
+        let power_off = if power_off { " brant.poweroff" } else { "" };
+        let boot = Boot {
+            kernel: self.kernel.cloned(),
+            append: format!("root=/dev/vda rw quiet brant.write={marker}{power_off}"),
+            disk: Some(disk),
+            memory_mib: 1024,
+            accelerator: self.accelerator,
+        };
+        let append = if self.kernel.is_some() { format!(" -append '{}'", boot.append) } else { String::new() };
+        report.typed(node.name(), &format!("qemu-system-x86_64 -drive file=$(brant attach …),format=raw …{append}"));
+        Machine::start(&boot)
+    }
+
+    /// Waits until the machine is up.
+    fn is_up(&self, machine: &mut Machine) -> Result<()> {
+        machine.wait_for(if self.kernel.is_some() { "BRANT boot finished" } else { "login:" }, BOOT).map(drop)
+    }
+
+    /// Waits until the machine has done what it was told, and compares the markers that it found and made.
+    fn is_done(&self, machine: &mut Machine, markers: &[&str]) -> Result<()> {
+        if self.kernel.is_none() {
+            return Ok(());
+        }
+        machine.wait_for("BRANT done", BOOT)?;
+        let found = machine.reports("marker");
+        ensure!(found == markers, "the guest's disk should hold the markers {markers:?}, and holds {found:?}");
+        Ok(())
+    }
 }
 
 fn import(a: &Node, image: &Path, full_bytes: u64, report: &mut Report) -> Result<()> {
@@ -81,24 +121,25 @@ fn is_sealed(snapshot: &serde_json::Value, object: &str) -> bool {
 }
 
 /// B clones the disk at once and boots it while it arrives; the guest writes, and goes on running.
-fn first_boot(b: &Node, guest: &Guest, full_bytes: u64, report: &mut Report) -> Result<Machine> {
+fn first_boot(b: &Node, guest: &Guest<'_>, full_bytes: u64, report: &mut Report) -> Result<Machine> {
     let before = b.received_bytes()?;
     let disk = clone_and_attach(b, "images/debian", "web1", report)?;
     let begun = Instant::now();
     // First the guest, then everything: what the guest waits for goes first.
-    let mut machine = start(guest, disk, "brant.write=written-at-B", report, b)?;
+    let mut machine = guest.start(disk, "written-at-B", false, b, report)?;
     let hydrate = b.typed(report, &["hydrate", "web1", "--detach"])?;
-    machine.wait_for("BRANT boot finished", BOOT)?;
+    guest.is_up(&mut machine)?;
     let moved = b.received_bytes()? - before;
     report.done("B: boot the clone while it arrives", begun.elapsed(), Some(moved), Some(full_bytes));
-    machine.wait_for("BRANT done", BOOT)?;
-    ensure!(machine.reports("marker") == ["written-at-B"], "the guest says {:?}", machine.reports("marker"));
+    guest.is_done(&mut machine, &["written-at-B"])?;
 
     let id = hydrate["id"].as_u64().context("brant hydrate --detach tells no task")?.to_string();
     let task = b.until("web1 is hydrated", ARRIVE, &["task", "show", &id], |task| task["state"] != "running")?;
     ensure!(task["state"] == "done", "brant hydrate web1 ended as {task}");
+    let times = task["started_ms"].as_u64().zip(task["ended_ms"].as_u64()).context("the task tells no times")?;
     let moved = b.received_bytes()? - before;
-    report.done("B: everything has arrived, since the power-on", begun.elapsed(), Some(moved), Some(full_bytes));
+    let took = Duration::from_millis(times.1.saturating_sub(times.0));
+    report.done("B: meanwhile, the rest has arrived", took, Some(moved), Some(full_bytes));
     Ok(machine)
 }
 
@@ -119,25 +160,25 @@ fn changed(b: &Node, reference: &str, report: &mut Report) -> Result<()> {
 }
 
 /// A takes the changed disk, of which it has almost everything, and boots it.
-fn return_home(a: &Node, reference: &str, guest: &Guest, full_bytes: u64, report: &mut Report) -> Result<()> {
+fn return_home(a: &Node, reference: &str, guest: &Guest<'_>, full_bytes: u64, report: &mut Report) -> Result<()> {
     let before = a.received_bytes()?;
     subscribe(a, reference, "changed/debian", report)?;
     let disk = clone_and_attach(a, "changed/debian", "web2", report)?;
     let begun = Instant::now();
-    let mut machine = start(guest, disk, "brant.write=written-at-A brant.poweroff", report, a)?;
-    machine.wait_for("BRANT done", BOOT)?;
-    let markers = machine.reports("marker");
-    ensure!(
-        markers == ["written-at-B", "written-at-A"],
-        "the guest at A should find what was written at B, and says {markers:?}"
-    );
-    machine.wait_off(BOOT)?;
+    let mut machine = guest.start(disk, "written-at-A", true, a, report)?;
+    guest.is_up(&mut machine)?;
     let moved = a.received_bytes()? - before;
-    report.done("A: boot the disk that came back; it has B's write", begun.elapsed(), Some(moved), Some(full_bytes));
+    report.done("A: boot the disk that came back", begun.elapsed(), Some(moved), Some(full_bytes));
+    let begun = Instant::now();
+    guest.is_done(&mut machine, &["written-at-B", "written-at-A"])?;
+    if guest.kernel.is_some() {
+        machine.wait_off(BOOT)?;
+    }
+    report.done("A: its guest finds B's write, writes, powers off", begun.elapsed(), None, None);
     Ok(())
 }
 
-fn clone_and_attach(node: &Node, object: &str, volume: &str, report: &mut Report) -> Result<Disk> {
+fn clone_and_attach(node: &Node, object: &str, volume: &str, report: &mut Report) -> Result<qemu::Disk> {
     let begun = Instant::now();
     node.typed(report, &["clone", object, volume])?;
     report.done(&format!("{}: clone", node.name()), begun.elapsed(), None, None);
@@ -146,19 +187,7 @@ fn clone_and_attach(node: &Node, object: &str, volume: &str, report: &mut Report
     report.done(&format!("{}: attach", node.name()), begun.elapsed(), None, None);
     let socket = attachment["socket"].as_str().context("brant attach tells no socket")?;
     let export = attachment["export"].as_str().context("brant attach tells no export")?;
-    Ok(Disk::Nbd { socket: PathBuf::from(socket), export: export.to_owned() })
-}
-
-fn start(guest: &Guest, disk: Disk, orders: &str, report: &Report, node: &Node) -> Result<Machine> {
-    let boot = Boot {
-        kernel: guest.kernel.clone(),
-        append: format!("root=/dev/vda rw quiet {orders}"),
-        disk: Some(disk),
-        memory_mib: 1024,
-        accelerator: guest.accelerator,
-    };
-    report.typed(node.name(), &format!("qemu-system-x86_64 -drive file=$(brant attach …) … -append '{}'", boot.append));
-    Machine::start(&boot)
+    Ok(qemu::Disk::Nbd { socket: PathBuf::from(socket), export: export.to_owned() })
 }
 
 /// Writes both disks out on both sides and compares every byte.
@@ -181,8 +210,7 @@ fn compare(site: &Site, place: &Place, image: &Path, report: &mut Report) -> Res
         }
         let begun = Instant::now();
         for pair in written.windows(2) {
-            report.typed("anyone", &format!("cmp {} {}", pair[0].display(), pair[1].display()));
-            run_program(Command::new("cmp").args(pair), ARRIVE, Echo::Live)?.success("cmp: the disks differ")?;
+            same(&pair[0], &pair[1], report)?;
         }
         report.done(&format!("{object}: every byte agrees"), begun.elapsed(), None, None);
         let copies = if original.is_some() { &written[1..] } else { &written[..] };
@@ -191,6 +219,17 @@ fn compare(site: &Site, place: &Place, image: &Path, report: &mut Report) -> Res
         }
     }
     Ok(())
+}
+
+/// Compares two disks byte for byte; the first may be an image in another format.
+fn same(one: &Path, other: &Path, report: &Report) -> Result<()> {
+    let raw = one.extension().is_some_and(|extension| extension == "raw" || extension == "img");
+    let program: &[&str] = if raw { &["cmp"] } else { &["qemu-img", "compare"] };
+    let shown = program.join(" ");
+    report.typed("anyone", &format!("{shown} {} {}", one.display(), other.display()));
+    let mut command = Command::new(program[0]);
+    command.args(&program[1..]).arg(one).arg(other);
+    run_program(&mut command, ARRIVE, Echo::Quiet)?.success(&shown).map(drop)
 }
 
 /// What a full copy of a disk moves when it leaves holes out: its allocated blocks.

@@ -1,5 +1,8 @@
 //! The demo's processes: an Indexer and the nodes A and B, and the commands that are typed at them.
 
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -10,7 +13,7 @@ use serde_json::Value;
 use super::place::Place;
 use super::report::Report;
 use crate::interrupt;
-use crate::process::{Echo, describe, run, run_apart};
+use crate::process::{describe, run_apart};
 use crate::watched::Watched;
 
 const READY: Duration = Duration::from_mins(1);
@@ -59,14 +62,15 @@ impl Site {
 
         let mut nodes = Vec::new();
         for (name, account, directory) in [("A", "alice", place.node_a()), ("B", "bob", place.node_b())] {
-            report.typed("indexer", &format!("brant indexer account add {account}"));
+            report.typed("indexer", &format!("brant indexer account add {account} > {account}.token"));
             let mut add = Command::new(brant);
             add.args(["indexer", "account", "add", account, "--database", &database]);
-            let token = run(&mut add, COMMAND, Echo::Quiet)?.success("brant indexer account add")?;
+            let token = run_apart(&mut add, COMMAND)?.success("brant indexer account add")?;
+            let token_file = place.directory().join(format!("{account}.token"));
+            write_secret(&token_file, &token)?;
             let node = Node::start(name, brant, directory, report)?;
-            report.typed(name, &format!("brant login {authority}"));
-            let mut login = node.command(&["login", &authority]);
-            run(login.env("BRANT_TOKEN", token.trim()), COMMAND, Echo::Quiet)?.success("brant login")?;
+            report.typed(name, &format!("brant login {authority} --token-file {account}.token"));
+            node.quietly(&["login", &authority, "--token-file", &token_file.to_string_lossy()])?;
             nodes.push(node);
         }
         let (Some(b), Some(a)) = (nodes.pop(), nodes.pop()) else { bail!("two nodes were to be started") };
@@ -90,7 +94,7 @@ impl Site {
              \x20 alias brant={brant}\n\
              \x20 export BRANT_NODE={}    # node A\n\
              \x20 export BRANT_NODE={}    # node B\n\
-             \x20 brant status; brant snapshot list; brant volume list; brant --help\n\
+             \x20 brant status; brant snapshot list; brant volume list; brant attach; brant --help\n\
              The Indexer is at {}. Ctrl-C here ends all of it and removes its files.",
             self.a.directory.display(),
             self.b.directory.display(),
@@ -111,6 +115,17 @@ impl Site {
     }
 }
 
+/// Keeps a token in a file that only this user can read.
+fn write_secret(path: &Path, secret: &str) -> Result<()> {
+    let mut file = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("make {}", path.display()))?;
+    file.write_all(secret.as_bytes()).with_context(|| format!("write {}", path.display()))
+}
+
 impl Node {
     fn start(name: &'static str, brant: &Path, directory: PathBuf, report: &Report) -> Result<Node> {
         report.typed(name, &format!("brant node serve --dir {}", directory.display()));
@@ -123,7 +138,7 @@ impl Node {
 
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.brant);
-        command.args(arguments).env("BRANT_NODE", &self.directory).env_remove("BRANT_TOKEN");
+        command.args(arguments).env("BRANT_NODE", &self.directory);
         command
     }
 

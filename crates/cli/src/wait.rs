@@ -1,7 +1,8 @@
 //! Long jobs: waiting for a task with its progress on standard error, and cancelling it by Ctrl-C.
 //!
-//! The first Ctrl-C asks the node to cancel the task and waits for that; a second one leaves the task to itself. A
-//! terminal shows a bar, anything else a line every few seconds.
+//! Where a command started the task, the first Ctrl-C asks the node to cancel it and waits for that, and a second one
+//! leaves the task to itself; a command that only watches leaves it at once. A terminal shows a bar, anything else a line
+//! every few seconds.
 
 use std::cell::Cell;
 use std::io::IsTerminal;
@@ -31,6 +32,15 @@ pub(crate) struct Detach {
     pub(crate) detach: bool,
 }
 
+/// What Ctrl-C does to a task that is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interrupt {
+    /// It cancels the task; a second one leaves it.
+    Cancels,
+    /// It leaves the task, which goes on.
+    Leaves,
+}
+
 /// Waits for a task that was just started and shows what came of it; or only shows the task.
 pub(crate) async fn finish(context: &Context, task: Task, detach: Detach) -> Outcome {
     if detach.detach {
@@ -38,12 +48,12 @@ pub(crate) async fn finish(context: &Context, task: Task, detach: Detach) -> Out
             format!("task {} runs: {}\nwait for it with: brant task wait {}", task.id, describe(&task), task.id)
         });
     }
-    let task = until_end(context, task).await?;
+    let task = until_end(context, task, Interrupt::Cancels).await?;
     context.output.show(&task, |_| sentence(&task))
 }
 
 /// Waits for a task to end well.
-pub(crate) async fn until_end(context: &Context, task: Task) -> Outcome<Task> {
+pub(crate) async fn until_end(context: &Context, task: Task, interrupt: Interrupt) -> Outcome<Task> {
     let mut interrupts =
         signal(SignalKind::interrupt()).map_err(|error| Failure::of_service(&anyhow::Error::from(error)))?;
     let reporter = Reporter::start(&task);
@@ -54,8 +64,9 @@ pub(crate) async fn until_end(context: &Context, task: Task) -> Outcome<Task> {
         tokio::select! {
             ended = &mut waiting => break ended,
             _ = interrupts.recv() => {
-                if cancelling {
+                if cancelling || interrupt == Interrupt::Leaves {
                     reporter.clear();
+                    output::progress(&format!("task {} goes on; wait for it with: brant task wait {}", task.id, task.id));
                     return Err(Failure::Interrupted);
                 }
                 cancelling = true;

@@ -280,8 +280,9 @@ fn the_first_interrupt_cancels_the_task_and_the_second_leaves() {
         if !patient {
             interrupt(&child);
         }
-        let exit = child.wait_with_output().unwrap().status.code();
-        assert_eq!(exit, Some(if patient { 9 } else { 130 }));
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(if patient { 9 } else { 130 }));
+        assert_eq!(stderr(&output).contains("task 7 goes on"), !patient);
     }
 }
 

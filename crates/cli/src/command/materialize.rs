@@ -12,7 +12,7 @@ use super::place::{Place, require_local};
 use crate::arguments::choice;
 use crate::context::Context;
 use crate::failure::Outcome;
-use crate::wait::{self, Detach};
+use crate::wait::{self, Detach, Interrupt};
 
 /// Write a snapshot or volume out to a file, device or NBD export
 ///
@@ -69,7 +69,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
         }
         return Ok(());
     }
-    let task = wait::until_end(context, task).await?;
+    let task = wait::until_end(context, task, Interrupt::Cancels).await?;
     target.complete(arguments.force)?;
     context.output.show(&task, |_| wait::sentence(&task))
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Subcommand;
-use node::api::{ErrorCode, Snapshot, SnapshotDetail, SnapshotState, TakeSnapshotRequest, TaskKind};
+use node::api::{Snapshot, SnapshotDetail, SnapshotState, TakeSnapshotRequest, TaskKind};
 use types::{Name, ObjectPath};
 
 use super::volume::missing;
@@ -13,9 +13,9 @@ use crate::failure::Outcome;
 use crate::output::View;
 use crate::output::table::{Table, pairs};
 use crate::output::text::{ago, moment, size};
-use crate::wait;
+use crate::wait::{self, Interrupt};
 
-/// How long to wait before looking again for a seal that is about to begin or end.
+/// How long to wait before looking again for a seal that is about to begin or to be recorded.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Take, list, show and retire snapshots
@@ -109,13 +109,8 @@ async fn until_sealed(context: &Context, mut snapshot: Snapshot) -> Outcome<Snap
     while snapshot.state == SnapshotState::Sealing {
         let tasks = context.client.tasks().await?;
         let seal = tasks.into_iter().filter(|task| task.kind == TaskKind::Seal && task.subject == path);
-        match seal.max_by_key(|task| task.id) {
-            Some(task) => match wait::until_end(context, task).await {
-                // The next seal of it goes on, once the node is back.
-                Err(crate::failure::Failure::Reported(error)) if error.code == ErrorCode::Conflict => {}
-                ended => drop(ended?),
-            },
-            None => tokio::time::sleep(LOOK_AGAIN).await,
+        if let Some(task) = seal.max_by_key(|task| task.id) {
+            wait::until_end(context, task, Interrupt::Leaves).await?;
         }
         snapshot = context.client.snapshot(&path).await?.snapshot;
         if snapshot.state == SnapshotState::Sealing {

@@ -10,7 +10,7 @@ use crate::failure::Outcome;
 use crate::output::View;
 use crate::output::table::{Table, pairs};
 use crate::output::text::{ago, moment, percent, size};
-use crate::wait::{self, describe, extent};
+use crate::wait::{self, Interrupt, describe, extent};
 
 /// List, show, wait for and cancel tasks: everything that takes time
 #[derive(clap::Args, Debug)]
@@ -34,6 +34,7 @@ enum Verb {
     /// Wait for a task, with its progress
     ///
     /// Ends as the command that started it would have: with the task's error and its exit code where it failed.
+    /// Ctrl-C ends only the waiting.
     #[command(after_long_help = "Example:\n  brant task wait 12")]
     Wait {
         /// Its number
@@ -62,7 +63,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
         }
         Verb::Wait { id } => {
             let task = client.task(id, Duration::ZERO).await?;
-            let task = wait::until_end(context, task).await?;
+            let task = wait::until_end(context, task, Interrupt::Leaves).await?;
             output.show(&task, |_| wait::sentence(&task))
         }
         Verb::Cancel { id } => {

@@ -4,6 +4,8 @@
 //! begins with `SKIPPED: ` and counts as skipped.
 #![expect(clippy::print_stdout, reason = "what is skipped is said on standard output")]
 
+mod pair;
+
 use std::path::PathBuf;
 
 use xtask::images::{self, Kernel};
@@ -16,6 +18,8 @@ use xtask::workspace;
 pub fn brant() -> PathBuf {
     std::env::var_os("BRANT_BIN").map_or_else(|| workspace::target().join("debug/brant"), PathBuf::from)
 }
+
+pub use pair::{Pair, attach, brant, connect, nothing_missing, read_disk, received, write_disk};
 
 /// Returns the kernel of the small guest, or says what is missing to run it and returns nothing.
 #[must_use]

@@ -19,7 +19,7 @@ pub fn brant() -> PathBuf {
     std::env::var_os("BRANT_BIN").map_or_else(|| workspace::target().join("debug/brant"), PathBuf::from)
 }
 
-pub use pair::{Pair, attach, brant, connect, nothing_missing, read_disk, received, write_disk};
+pub use pair::{Pair, attach, connect, nothing_missing, read_disk, received, write_disk};
 
 /// Returns the kernel of the small guest, or says what is missing to run it and returns nothing.
 #[must_use]

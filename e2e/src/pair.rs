@@ -1,7 +1,5 @@
 //! Two nodes and an Indexer as real processes, told what an operator would type.
 
-use std::path::PathBuf;
-
 use anyhow::{Context as _, Result};
 use capture::{ForeignDisk as _, NbdDisk, NbdOptions, NbdUri};
 use serde_json::Value;
@@ -10,13 +8,6 @@ use testkit::{Disk, Node, World, wait};
 
 /// How much is read or written at once, in bytes.
 const PIECE: usize = 1 << 20;
-
-/// The built program: `BRANT_BIN`, or where `cargo build` leaves it.
-#[must_use]
-pub fn brant() -> PathBuf {
-    let built = concat!(env!("CARGO_MANIFEST_DIR"), "/../target/debug/brant");
-    std::env::var_os("BRANT_BIN").map_or_else(|| built.into(), PathBuf::from)
-}
 
 /// Alice's node A and Bob's node B, with accounts at one Indexer, and a bucket `vms` at A.
 #[derive(Debug)]
@@ -37,7 +28,7 @@ impl Pair {
     /// # Errors
     /// When something does not start.
     pub fn new() -> Result<Self> {
-        let world = World::new(brant())?;
+        let world = World::new(crate::brant())?;
         let indexer = world.start_indexer(0)?;
         let (alice, bob) = (world.add_account("alice")?, world.add_account("bob")?);
         let (a, b) = (world.start_node("a")?, world.start_node("b")?);

@@ -72,7 +72,7 @@ impl Service {
     ///
     /// # Errors
     /// When it cannot be waited for.
-    pub fn kill(mut self) -> Result<()> {
+    pub fn kill(&mut self) -> Result<()> {
         self.child.kill()?;
         self.child.wait()?;
         Ok(())

@@ -225,7 +225,7 @@ impl Node {
     ///
     /// # Errors
     /// When it cannot be waited for.
-    pub fn kill(self) -> Result<()> {
+    pub fn kill(mut self) -> Result<()> {
         self.service.kill()
     }
 }

@@ -19,7 +19,7 @@ pub const NBD_STRUCTURED_REPLY_MAGIC: u32 = 0x668e_33ef;
 
 /// Handshake flag: more options than the export's name, and replies to them.
 pub const NBD_FLAG_FIXED_NEWSTYLE: u16 = 1 << 0;
-/// Handshake flag: no padding after [`NBD_OPT_EXPORT_NAME`].
+/// Handshake flag: no padding after `NBD_OPT_EXPORT_NAME`.
 pub const NBD_FLAG_NO_ZEROES: u16 = 1 << 1;
 /// Client flag that answers [`NBD_FLAG_FIXED_NEWSTYLE`].
 pub const NBD_FLAG_C_FIXED_NEWSTYLE: u32 = 1 << 0;

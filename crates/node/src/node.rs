@@ -36,6 +36,8 @@ pub struct NodeOptions {
     pub bind: Vec<SocketAddr>,
     /// Memory for decompressed chunks, in bytes.
     pub cache_bytes: u64,
+    /// Room on disk for plain copies of chunks of which guests read parts often, in bytes.
+    pub hot_bytes: u64,
     /// How long to wait for a manifest that is not here before saying so.
     pub manifest_timeout: Duration,
 }
@@ -47,7 +49,8 @@ impl NodeOptions {
         Self {
             directory: directory.to_owned(),
             bind: Vec::new(),
-            cache_bytes: 64 << 20,
+            cache_bytes: LocalOptions::default().cache_bytes,
+            hot_bytes: LocalOptions::default().hot_bytes,
             manifest_timeout: Duration::from_secs(20),
         }
     }
@@ -85,7 +88,8 @@ impl Node {
     pub(crate) async fn start(options: NodeOptions) -> anyhow::Result<Arc<Self>> {
         let directory = options.directory.clone();
         make_private(&directory)?;
-        let store_options = LocalOptions { cache_bytes: options.cache_bytes, ..LocalOptions::default() };
+        let NodeOptions { cache_bytes, hot_bytes, .. } = options;
+        let store_options = LocalOptions { cache_bytes, hot_bytes, ..LocalOptions::default() };
         let local = {
             let path = directory.join("store");
             tokio::task::spawn_blocking(move || LocalStore::open(&path, store_options)).await??

@@ -34,6 +34,7 @@ pub fn check(make: &dyn Fn() -> Open) {
     an_object_is_present_only_in_its_domains(make());
     all_domains_share_one_copy(make());
     foreign_bytes_are_checked(make());
+    parts_of_objects_are_read(make());
     stored_bytes_can_be_sent(make());
     what_was_committed_is_there_after_opening_again(make());
     threads_that_put_the_same_store_one_copy(make());
@@ -165,6 +166,29 @@ fn foreign_bytes_are_checked(mut open: Open) {
     assert!(matches!(result, Err(StoreError::WrongHash(_))), "{result:?}");
     assert!(store.put_stored(&key, HOST, &good).expect("the right bytes are taken").new);
     assert_eq!(get(&*store, &key, &HOST.into()).expect("it is there"), plain);
+}
+
+fn parts_of_objects_are_read(mut open: Open) {
+    let store = open();
+    for (number, length) in [(0, 65536), (1, 65536), (2, 5000), (3, 1)] {
+        let plain = sample(number, length);
+        let key = put(&*store, HOST, &plain);
+        // Again and again: what is read often may be read from elsewhere.
+        for _ in 0..3 {
+            for (offset, part) in [(0, length), (0, 1), (length - 1, 1), (length / 3, length / 2), (length, 0)] {
+                let mut buffer = vec![0xa5; part];
+                let read = store.read_at(&key, &HOST.into(), offset, &mut buffer).expect("it can be read");
+                assert_eq!((read, &buffer[..]), (Some(length), &plain[offset..offset + part]));
+            }
+            let mut beyond = vec![0xa5; 512];
+            let read = store.read_at(&key, &HOST.into(), length - 1, &mut beyond).expect("it can be read");
+            assert_eq!((read, beyond), (Some(length), vec![0xa5; 512]));
+            let elsewhere = store.read_at(&key, &Domain::OWN.into(), 0, &mut [0; 1]).expect("it can be looked for");
+            assert_eq!(elsewhere, None);
+        }
+    }
+    let absent = store.read_at(&chunk_key(b"never put"), &HOST.into(), 0, &mut [0; 1]).expect("it can be looked for");
+    assert_eq!(absent, None);
 }
 
 fn stored_bytes_can_be_sent(mut open: Open) {

@@ -140,6 +140,21 @@ pub trait ChunkStore: Send + Sync + Debug {
     /// When it cannot be read, or is damaged.
     fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError>;
 
+    /// Reads part of an object's plain bytes, from `offset` on, and returns how long the object is; `None` where it is
+    /// not present in these domains. A buffer that reaches beyond the object's end is left as it is.
+    ///
+    /// # Errors
+    /// As [`get`](ChunkStore::get).
+    fn read_at(
+        &self,
+        key: &Key,
+        domains: &Domains,
+        offset: usize,
+        buffer: &mut [u8],
+    ) -> Result<Option<usize>, StoreError> {
+        Ok(self.get(key, domains)?.map(|plain| copy_part(&plain, offset, buffer)))
+    }
+
     /// Reads an object as it is stored, for sending, checked against its hash.
     ///
     /// # Errors
@@ -158,6 +173,16 @@ pub trait ChunkStore: Send + Sync + Debug {
     /// [`StoreError::WrongHash`] for other bytes than the key names; else as [`put`](ChunkStore::put).
     fn put_stored(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<Put, StoreError>;
 
+    /// Keeps bytes that came from elsewhere in memory for a moment, for who waits for them while there is no room to
+    /// store them, and says whether it does. They can be read, but do not count as present.
+    ///
+    /// # Errors
+    /// [`StoreError::WrongHash`] for other bytes than the key names.
+    fn lend(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<bool, StoreError> {
+        let _ = (key, domain, stored);
+        Ok(false)
+    }
+
     /// Makes every put that has returned durable.
     ///
     /// # Errors
@@ -169,6 +194,12 @@ pub trait ChunkStore: Send + Sync + Debug {
     /// # Errors
     /// When it cannot be counted.
     fn statistics(&self) -> Result<StoreStatistics, StoreError>;
+
+    /// Gives room on the medium back that can be done without, and says whether it did: what found the medium full may
+    /// be tried once more.
+    fn make_room(&self) -> bool {
+        false
+    }
 
     /// The durable records that say what must be kept.
     fn roots(&self) -> &dyn Roots;
@@ -200,4 +231,12 @@ fn checked_plain(key: &Key, stored: &Stored) -> Option<Bytes> {
         return None;
     }
     stored.to_plain().ok().filter(|plain| key.matches(plain))
+}
+
+/// Copies part of an object, if it reaches so far, and returns the object's length.
+fn copy_part(plain: &[u8], offset: usize, buffer: &mut [u8]) -> usize {
+    if let Some(part) = offset.checked_add(buffer.len()).and_then(|end| plain.get(offset..end)) {
+        buffer.copy_from_slice(part);
+    }
+    plain.len()
 }

@@ -6,6 +6,7 @@
 //! packs/00000001.pack …
 //! index/            disposable: rebuilt from the packs
 //! roots             the roots log
+//! (no name)         the hot tier: plain copies of chunks of which parts are read often; gone with the process
 //! ```
 //!
 //! Invariants: the packs and the roots log are the truth, and what `commit` or `apply` covered is in them, durably; the
@@ -17,6 +18,7 @@ mod committer;
 mod directory;
 mod disk;
 mod fjall_index;
+mod hot;
 mod index;
 mod pack;
 mod pending;
@@ -37,9 +39,11 @@ use quick_cache::sync::Cache;
 
 use self::committer::Core;
 use self::directory::Directory;
+use self::hot::HotTier;
 use self::roots_log::RootsLog;
 use crate::{
     ChunkStore, Domain, Domains, Key, Kind, Put, RootChange, Roots, StoreError, StoreStatistics, checked_plain,
+    copy_part,
 };
 
 pub use self::recovery::{Damage, RecoveryReport};
@@ -54,13 +58,15 @@ pub struct LocalOptions {
     pub pack_bytes: u64,
     /// What the cache of decompressed objects holds, in bytes.
     pub cache_bytes: u64,
+    /// What the hot tier may hold: plain copies on disk of chunks of which parts are read often, in bytes.
+    pub hot_bytes: u64,
     /// How much room is left on the file system for index, roots and catalog when puts are refused, in bytes.
     pub reserve_bytes: u64,
 }
 
 impl Default for LocalOptions {
     fn default() -> Self {
-        Self { pack_bytes: 256 << 20, cache_bytes: 64 << 20, reserve_bytes: 64 << 20 }
+        Self { pack_bytes: 256 << 20, cache_bytes: 64 << 20, hot_bytes: 4 << 30, reserve_bytes: 64 << 20 }
     }
 }
 
@@ -70,6 +76,7 @@ pub struct LocalStore {
     roots: LocalRoots,
     compressors: Mutex<Vec<Compressor>>,
     cache: Cache<Key, Cached, ByBytes>,
+    hot: HotTier,
     recovery: RecoveryReport,
 }
 
@@ -78,6 +85,12 @@ pub struct LocalStore {
 struct Cached {
     plain: Bytes,
     domains: Arc<[Domain]>,
+}
+
+impl Cached {
+    fn is_present(&self, domains: &Domains) -> bool {
+        self.domains.iter().any(|domain| domains.contains(*domain))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -99,13 +112,14 @@ impl LocalStore {
     /// be rebuilt, and failures of the file system.
     pub fn open(directory: impl AsRef<Path>, options: LocalOptions) -> Result<Arc<Self>, StoreError> {
         let directory = Directory::open(directory.as_ref())?;
+        let hot = HotTier::new(&directory.path, options.hot_bytes, options.reserve_bytes);
         let roots = RootsLog::open(&directory.roots_path())?;
         let (core, recovery) = Core::open(directory, &options)?;
         let core = Arc::new(core);
         let roots = LocalRoots { core: core.clone(), log: roots };
         let items = usize::try_from(options.cache_bytes / types::CHUNK_BYTES as u64).unwrap_or(usize::MAX);
         let cache = Cache::with_weighter(items.clamp(16, 1 << 20), options.cache_bytes, ByBytes);
-        Ok(Arc::new(Self { core, roots, compressors: Mutex::default(), cache, recovery }))
+        Ok(Arc::new(Self { core, roots, compressors: Mutex::default(), cache, hot, recovery }))
     }
 
     /// Builds the index of a store that is not in use anew from its packs.
@@ -121,6 +135,32 @@ impl LocalStore {
     #[must_use]
     pub fn recovery(&self) -> &RecoveryReport {
         &self.recovery
+    }
+
+    /// Reads an object from its pack, unless it was cached for others, and caches it.
+    fn load(&self, key: &Key, domains: &Domains) -> Result<Option<Cached>, StoreError> {
+        let Some(entry) = self.core.find(key)?.filter(|entry| entry.is_present(domains)) else { return Ok(None) };
+        let plain = match self.cache.peek(key) {
+            Some(cached) => cached.plain,
+            None => self.core.read(key, &entry)?.1,
+        };
+        let loaded = Cached { plain, domains: entry.domains.into() };
+        self.cache.insert(*key, loaded.clone());
+        Ok(Some(loaded))
+    }
+
+    fn remember(&self, key: &Key, domain: Domain, plain: &Bytes) {
+        if !self.cache.peek(key).is_some_and(|cached| cached.is_present(&domain.into())) {
+            self.cache.insert(*key, Cached { plain: plain.clone(), domains: [domain].into() });
+        }
+    }
+
+    /// Puts, and where there is no room, once more with the room of the hot tier.
+    fn with_room(&self, put: impl Fn() -> Result<Put, StoreError>) -> Result<Put, StoreError> {
+        match put() {
+            Err(StoreError::Full { .. }) if self.hot.release() => put(),
+            outcome => outcome,
+        }
     }
 
     fn compress(&self, kind: Kind, plain: &[u8]) -> Stored {
@@ -151,19 +191,30 @@ impl ChunkStore for LocalStore {
     }
 
     fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError> {
-        let cached = self.cache.get(key);
-        if let Some(cached) = &cached
-            && cached.domains.iter().any(|domain| domains.contains(*domain))
-        {
-            return Ok(Some(cached.plain.clone()));
+        if let Some(cached) = self.cache.get(key).filter(|cached| cached.is_present(domains)) {
+            return Ok(Some(cached.plain));
         }
-        let Some(entry) = self.core.find(key)?.filter(|entry| entry.is_present(domains)) else { return Ok(None) };
-        let plain = match cached {
-            Some(cached) => cached.plain,
-            None => self.core.read(key, &entry)?.1,
-        };
-        self.cache.insert(*key, Cached { plain: plain.clone(), domains: entry.domains.into() });
-        Ok(Some(plain))
+        Ok(self.load(key, domains)?.map(|loaded| loaded.plain))
+    }
+
+    fn read_at(
+        &self,
+        key: &Key,
+        domains: &Domains,
+        offset: usize,
+        buffer: &mut [u8],
+    ) -> Result<Option<usize>, StoreError> {
+        if let Some(cached) = self.cache.get(key).filter(|cached| cached.is_present(domains)) {
+            return Ok(Some(copy_part(&cached.plain, offset, buffer)));
+        }
+        if self.hot.read(key, domains, offset, buffer) {
+            return Ok(Some(types::CHUNK_BYTES));
+        }
+        let Some(loaded) = self.load(key, domains)? else { return Ok(None) };
+        if buffer.len() < loaded.plain.len() {
+            self.hot.missed(key, &loaded.plain, &loaded.domains);
+        }
+        Ok(Some(copy_part(&loaded.plain, offset, buffer)))
     }
 
     fn get_stored(&self, key: &Key, domains: &Domains) -> Result<Option<Stored>, StoreError> {
@@ -175,14 +226,24 @@ impl ChunkStore for LocalStore {
         if plain.len() > key.kind.max_plain_bytes() {
             return Err(StoreError::WrongHash(*key));
         }
-        self.core.put(key, domain, || self.compress(key.kind, plain))
+        self.with_room(|| self.core.put(key, domain, || self.compress(key.kind, plain)))
     }
 
     fn put_stored(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<Put, StoreError> {
         let plain = checked_plain(key, stored).ok_or(StoreError::WrongHash(*key))?;
         // What came compressed is kept so, unless someone made it longer than it was.
         let keep = stored.codec != Codec::Plain && stored.bytes.len() < plain.len();
-        self.core.put(key, domain, || if keep { stored.clone() } else { self.compress(key.kind, &plain) })
+        let encode = || if keep { stored.clone() } else { self.compress(key.kind, &plain) };
+        let put = self.with_room(|| self.core.put(key, domain, encode))?;
+        // Whoever it was fetched for reads it next.
+        self.remember(key, domain, &plain);
+        Ok(put)
+    }
+
+    fn lend(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<bool, StoreError> {
+        let plain = checked_plain(key, stored).ok_or(StoreError::WrongHash(*key))?;
+        self.remember(key, domain, &plain);
+        Ok(self.cache.contains_key(key))
     }
 
     fn commit(&self) -> Result<(), StoreError> {
@@ -191,6 +252,10 @@ impl ChunkStore for LocalStore {
 
     fn statistics(&self) -> Result<StoreStatistics, StoreError> {
         self.core.statistics()
+    }
+
+    fn make_room(&self) -> bool {
+        self.hot.release()
     }
 
     fn roots(&self) -> &dyn Roots {
@@ -262,6 +327,24 @@ mod tests {
         let cached = samples.iter().find(|plain| store.cache.contains_key(&chunk_key(plain))).expect("one is cached");
         std::fs::write(directory.path().join("packs/00000001.pack"), b"").unwrap();
         assert_eq!(store.get(&chunk_key(cached), &Domain::OWN.into()).unwrap().unwrap(), *cached);
+    }
+
+    #[test]
+    fn what_is_lent_is_read_but_is_not_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = LocalStore::open(directory.path(), LocalOptions::default()).unwrap();
+        let plain = sample(1, 65536);
+        let (key, stored) = (chunk_key(&plain), Compressor::new().compress(&plain));
+        assert!(store.lend(&key, Domain(3), &stored).unwrap());
+        assert_eq!(store.get(&key, &Domain(3).into()).unwrap().unwrap(), plain);
+        let mut part = [0; 512];
+        assert_eq!(store.read_at(&key, &Domain(3).into(), 1024, &mut part).unwrap(), Some(65536));
+        assert_eq!(part, plain[1024..1536]);
+        assert_eq!(store.get(&key, &Domain::OWN.into()).unwrap(), None);
+        assert!(!store.contains(&key, &Domain(3).into()).unwrap());
+        assert!(store.put(&key, Domain(3), &plain).unwrap().new);
+        let other = Compressor::new().compress(&sample(2, 65536));
+        assert!(matches!(store.lend(&key, Domain(3), &other), Err(StoreError::WrongHash(_))));
     }
 
     #[test]

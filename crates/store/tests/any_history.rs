@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use store::conformance::{chunk_key, sample};
 use store::{ChunkStore, Domain, LocalOptions, LocalStore};
 
-const OPTIONS: LocalOptions = LocalOptions { pack_bytes: 3000, cache_bytes: 20_000, reserve_bytes: 0 };
+const OPTIONS: LocalOptions = LocalOptions { pack_bytes: 3000, cache_bytes: 20_000, hot_bytes: 0, reserve_bytes: 0 };
 const OBJECTS: u32 = 12;
 const DOMAINS: u32 = 3;
 

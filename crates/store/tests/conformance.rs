@@ -28,5 +28,10 @@ fn in_a_directory() {
 
 #[test]
 fn in_a_directory_of_many_small_packs_without_cache() {
-    local(LocalOptions { pack_bytes: 50_000, cache_bytes: 0, reserve_bytes: 0 });
+    local(LocalOptions { pack_bytes: 50_000, cache_bytes: 0, hot_bytes: 0, reserve_bytes: 0 });
+}
+
+#[test]
+fn in_a_directory_with_a_hot_tier_of_few_chunks() {
+    local(LocalOptions { pack_bytes: 1 << 20, cache_bytes: 0, hot_bytes: 4 << 16, reserve_bytes: 0 });
 }

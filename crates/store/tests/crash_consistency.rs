@@ -12,7 +12,7 @@ use store::conformance::{chunk_key, sample};
 use store::{ChunkStore, Domain, Domains, LocalOptions, LocalStore, StoreError};
 use tempfile::TempDir;
 
-const OPTIONS: LocalOptions = LocalOptions { pack_bytes: 1 << 20, cache_bytes: 0, reserve_bytes: 0 };
+const OPTIONS: LocalOptions = LocalOptions { pack_bytes: 1 << 20, cache_bytes: 0, hot_bytes: 0, reserve_bytes: 0 };
 const HOST: Domain = Domain(5);
 /// Short ones, so that every byte can be tried.
 const OBJECT_BYTES: usize = 30;

@@ -29,7 +29,7 @@ impl SmallDisk {
         if mounted.is_ok_and(|status| status.success()) {
             return Some(Self { directory });
         }
-        eprintln!("SKIPPED full_disk: needs root, to mount a small tmpfs");
+        eprintln!("SKIPPED: full_disk needs root, to mount a small tmpfs");
         None
     }
 
@@ -38,7 +38,7 @@ impl SmallDisk {
     }
 
     fn store(&self, reserve_bytes: u64) -> Arc<LocalStore> {
-        let options = LocalOptions { pack_bytes: 5 << 20, cache_bytes: 0, reserve_bytes };
+        let options = LocalOptions { pack_bytes: 5 << 20, cache_bytes: 0, hot_bytes: 0, reserve_bytes };
         LocalStore::open(self.path().join("store"), options).unwrap()
     }
 }

@@ -10,7 +10,7 @@ use store::conformance::{chunk_key, sample};
 use store::{ChunkStore, Domain, Domains, LocalOptions, LocalStore};
 
 const DIRECTORY: &str = "BRANT_TEST_STORE";
-const OPTIONS: LocalOptions = LocalOptions { pack_bytes: 300_000, cache_bytes: 0, reserve_bytes: 0 };
+const OPTIONS: LocalOptions = LocalOptions { pack_bytes: 300_000, cache_bytes: 0, hot_bytes: 0, reserve_bytes: 0 };
 const CLAIMED: Domain = Domain(3);
 const PROGRESS: &str = "progress";
 const ROUNDS: u32 = 8;

@@ -4,14 +4,13 @@
 //! old one reads the same bytes: journals are immutable where they have been written, and open files outlive their
 //! names.
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use format::tree::{self, AbsentNode, TreeError};
 use format::{NodeError, Shape};
 use store::{ChunkSource, ChunkStore, NodeCache, Nodes, StoreError};
-use tokio::sync::Semaphore;
 use types::{CHUNK_BYTES, SECTOR_BYTES};
 
 use crate::base::{Absent, CHUNK, TreeBase};
@@ -19,6 +18,7 @@ use crate::device::DeviceError;
 use crate::extent_map::Place;
 use crate::layer::Layer;
 use crate::records::StackRecord;
+use crate::workers::Workers;
 
 /// What all volumes of a node share.
 #[derive(Debug)]
@@ -28,8 +28,8 @@ pub(crate) struct Context {
     pub(crate) nodes: Arc<NodeCache>,
     /// Where the journals lie.
     pub(crate) layers: PathBuf,
-    /// Bounds the threads that compose and hash chunks.
-    pub(crate) hashing: Arc<Semaphore>,
+    /// The threads that compose and hash chunks.
+    pub(crate) workers: Workers,
     pub(crate) journal_limit_bytes: u64,
 }
 
@@ -153,16 +153,12 @@ impl Stack {
             let within = usize::try_from(offset % CHUNK).unwrap_or(0);
             let length = (CHUNK_BYTES - within).min(rest.len());
             let (part, after) = rest.split_at_mut(length);
-            match self.chunk(offset / CHUNK)? {
-                Found::Hole => part.fill(0),
-                Found::Here(plain) => part.copy_from_slice(&plain[within..within + length]),
-                Found::Absent(absent) => {
-                    complete = false;
-                    match lack {
-                        Lack::Stop => return Ok(false),
-                        Lack::Collect(all) if all.last() != Some(&absent) => all.push(absent),
-                        Lack::Collect(_) => {}
-                    }
+            if let Some(absent) = self.read_chunk(offset / CHUNK, within, part)? {
+                complete = false;
+                match lack {
+                    Lack::Stop => return Ok(false),
+                    Lack::Collect(all) if all.last() != Some(&absent) => all.push(absent),
+                    Lack::Collect(_) => {}
                 }
             }
             (offset, rest) = (offset + length as u64, after);
@@ -170,21 +166,33 @@ impl Stack {
         Ok(complete)
     }
 
-    /// Reads the tree's chunk at an index.
-    fn chunk(&self, index: u64) -> Result<Found, DeviceError> {
+    /// Reads part of the tree's chunk at an index, or returns what is absent.
+    fn read_chunk(&self, index: u64, within: usize, part: &mut [u8]) -> Result<Option<Absent>, DeviceError> {
         let id = match tree::lookup(&self.nodes, self.shape, self.base.root, index) {
-            Ok(None) => return Ok(Found::Hole),
+            Ok(None) => {
+                part.fill(0);
+                return Ok(None);
+            }
             Ok(Some(id)) => id,
-            Err(error) => return absent_node(error).map(|node| Found::Absent(Absent::Node(node.position, node.id))),
+            Err(error) => return absent_node(error).map(|node| Some(Absent::Node(node.position, node.id))),
         };
-        match self.context.store.get(&id.into(), &self.base.domains)? {
-            Some(plain) if plain.len() == CHUNK_BYTES => Ok(Found::Here(plain)),
+        match self.context.store.read_at(&id.into(), &self.base.domains, within, part)? {
+            Some(CHUNK_BYTES) => Ok(None),
             Some(_) => Err(DeviceError::Tree(NodeError::NotCanonical)),
-            None => Ok(Found::Absent(Absent::Chunk(index, id))),
+            None => Ok(Some(Absent::Chunk(index, id))),
         }
     }
 
-    /// The first chunk of the tree in a range that is needed but not here.
+    /// What is absent of the tree's chunks in a range: each node or chunk once.
+    pub(crate) fn absent_chunks(&self, chunks: Range<u64>) -> Result<Vec<Absent>, DeviceError> {
+        let mut all: Vec<Absent> = Vec::new();
+        for index in chunks {
+            all.extend(self.absent_chunk(index)?.filter(|absent| all.last() != Some(absent)));
+        }
+        Ok(all)
+    }
+
+    /// What is absent of the tree's chunk at an index: the chunk, or a node on the way to it.
     pub(crate) fn absent_chunk(&self, index: u64) -> Result<Option<Absent>, DeviceError> {
         match tree::lookup(&self.nodes, self.shape, self.base.root, index) {
             Ok(None) => Ok(None),
@@ -195,12 +203,6 @@ impl Stack {
             Err(error) => absent_node(error).map(|node| Some(Absent::Node(node.position, node.id))),
         }
     }
-}
-
-enum Found {
-    Hole,
-    Here(Bytes),
-    Absent(Absent),
 }
 
 /// The absent node of a tree error, or the error for the request.

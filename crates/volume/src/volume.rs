@@ -129,6 +129,32 @@ impl Volume {
         self.writer.lock().closed = true;
     }
 
+    /// Changes the disk; where there is no room, once more with what the store can do without.
+    fn with_room(&self, change: impl Fn() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
+        match change() {
+            Err(DeviceError::Full) if self.cell.stack().context.store.make_room() => change(),
+            outcome => outcome,
+        }
+    }
+
+    fn write_once(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), DeviceError> {
+        self.cell.open()?.check_range(offset, data.len() as u64)?;
+        if data.is_empty() {
+            return Ok(());
+        }
+        // The first record's checksum, which is nearly always the only one, needs no lock.
+        let (first, rest) = data.split_at(data.len().min(MAX_DATA_BYTES));
+        let checksum = self.keys.data_checksum(first);
+        let mut writer = self.writer.lock();
+        writer.append(RecordKind::Write, offset, first.len() as u64, checksum, first)?;
+        let mut offset = offset + first.len() as u64;
+        for piece in rest.chunks(MAX_DATA_BYTES) {
+            writer.append(RecordKind::Write, offset, piece.len() as u64, self.keys.data_checksum(piece), piece)?;
+            offset += piece.len() as u64;
+        }
+        writer.finish(durability)
+    }
+
     fn zero(&self, kind: RecordKind, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
         self.cell.open()?.check_range(offset, length)?;
         if length == 0 {
@@ -201,29 +227,15 @@ impl BlockDevice for Volume {
     }
 
     fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), DeviceError> {
-        self.cell.open()?.check_range(offset, data.len() as u64)?;
-        if data.is_empty() {
-            return Ok(());
-        }
-        // The first record's checksum, which is nearly always the only one, needs no lock.
-        let (first, rest) = data.split_at(data.len().min(MAX_DATA_BYTES));
-        let checksum = self.keys.data_checksum(first);
-        let mut writer = self.writer.lock();
-        writer.append(RecordKind::Write, offset, first.len() as u64, checksum, first)?;
-        let mut offset = offset + first.len() as u64;
-        for piece in rest.chunks(MAX_DATA_BYTES) {
-            writer.append(RecordKind::Write, offset, piece.len() as u64, self.keys.data_checksum(piece), piece)?;
-            offset += piece.len() as u64;
-        }
-        writer.finish(durability)
+        self.with_room(|| self.write_once(offset, data, durability))
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
-        self.zero(RecordKind::Zero, offset, length, durability)
+        self.with_room(|| self.zero(RecordKind::Zero, offset, length, durability))
     }
 
     fn discard(&self, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
-        self.zero(RecordKind::Discard, offset, length, durability)
+        self.with_room(|| self.zero(RecordKind::Discard, offset, length, durability))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {

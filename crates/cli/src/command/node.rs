@@ -46,6 +46,9 @@ struct Serve {
     /// Memory for decompressed chunks
     #[arg(long, default_value = "64MiB", value_name = "SIZE")]
     cache: ByteSize,
+    /// Room on disk for plain copies of what guests read often; it is given back when it is needed
+    #[arg(long, default_value = "4GiB", value_name = "SIZE")]
+    hot: ByteSize,
     #[command(flatten)]
     logging: Logging,
 }
@@ -56,7 +59,8 @@ pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
     // Absolute, as others are told of sockets in it.
     let given = serve.dir.unwrap_or_else(default_directory);
     let directory = std::path::absolute(&given).map_err(|error| Failure::of_file("find", &given, &error))?;
-    let options = NodeOptions { bind: serve.bind, cache_bytes: serve.cache.0, ..NodeOptions::new(&directory) };
+    let (cache_bytes, hot_bytes) = (serve.cache.0, serve.hot.0);
+    let options = NodeOptions { bind: serve.bind, cache_bytes, hot_bytes, ..NodeOptions::new(&directory) };
     let output = context.output;
     let ready = Box::new(move |ready: &Ready| announce(output, ready));
     let runtime = tokio::runtime::Builder::new_multi_thread()

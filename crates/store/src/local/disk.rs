@@ -53,6 +53,12 @@ pub(crate) fn available_bytes(path: &Path) -> Result<u64, StoreError> {
     Ok(status.f_bavail.saturating_mul(status.f_frsize))
 }
 
+/// How many bytes the file system of an open file can still give to us, and how many it has in all.
+pub(crate) fn room(file: &File) -> io::Result<(u64, u64)> {
+    let status = rustix::fs::fstatvfs(file)?;
+    Ok((status.f_bavail.saturating_mul(status.f_frsize), status.f_blocks.saturating_mul(status.f_frsize)))
+}
+
 /// How many bytes a file, or everything in a directory, takes on the medium. What vanishes meanwhile takes none.
 pub(crate) fn allocated_bytes(path: &Path) -> Result<u64, StoreError> {
     let metadata = match fs::symlink_metadata(path) {

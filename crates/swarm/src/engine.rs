@@ -295,9 +295,14 @@ impl Engine {
             traffic.message_bytes += bytes + ITEM_BYTES as u64;
         });
         let store = Arc::clone(&self.store);
-        let put = move || store.put_stored(&item.key, item.domain, &stored);
+        let waited_for = order.urgency == Urgency::Lazy;
+        let put = move || match store.put_stored(&item.key, item.domain, &stored) {
+            // Who waits for it gets it all the same, though it will have to be fetched again.
+            Err(StoreError::Full { .. }) if waited_for && store.lend(&item.key, item.domain, &stored)? => Ok(()),
+            outcome => outcome.map(drop),
+        };
         let outcome = match tokio::task::spawn_blocking(put).await {
-            Ok(Ok(_)) => Ok(bytes),
+            Ok(Ok(())) => Ok(bytes),
             Ok(Err(StoreError::WrongHash(key))) => {
                 tracing::warn!(provider = %order.provider, %key, "a provider sent wrong bytes; it is banned for a while");
                 self.statistics.count(order.provider, |peer| peer.bad_objects += 1);

@@ -14,6 +14,7 @@ mod inspect;
 mod journal;
 mod layer;
 mod locks;
+mod read_ahead;
 mod reading;
 mod records;
 mod recovery;
@@ -22,6 +23,7 @@ mod seal;
 mod stack;
 mod volume;
 mod volumes;
+mod workers;
 
 pub use base::{Missing, TreeBase};
 pub use device::{BlockDevice, DeviceError, Durability, Extent, ExtentKind, Readiness};

@@ -10,6 +10,7 @@ use store::{StoreError, Urgency};
 use crate::base::{Absent, Missing, TreeBase};
 use crate::device::{DeviceError, Extent, Readiness};
 use crate::locks::RwLock;
+use crate::read_ahead::ReadAhead;
 use crate::stack::{Lack, Stack};
 
 /// How often the same part may be fetched, and yet not be here, before the read gives up.
@@ -20,11 +21,13 @@ const MOST_REPEATS: u32 = 8;
 pub(crate) struct StackCell {
     stack: RwLock<Arc<Stack>>,
     closed: AtomicBool,
+    ahead: ReadAhead,
 }
 
 impl StackCell {
     pub(crate) fn new(stack: Stack) -> Arc<Self> {
-        Arc::new(Self { stack: RwLock::new(Arc::new(stack)), closed: AtomicBool::new(false) })
+        let stack = RwLock::new(Arc::new(stack));
+        Arc::new(Self { stack, closed: AtomicBool::new(false), ahead: ReadAhead::default() })
     }
 
     /// The stack, also of a closed disk.
@@ -73,6 +76,7 @@ impl StackCell {
         let cell = self.clone();
         async move {
             let mut patience = Patience::default();
+            let mut first = true;
             loop {
                 // Each time anew: what was written meanwhile need not be waited for.
                 let stack = cell.open()?;
@@ -82,6 +86,9 @@ impl StackCell {
                     Attempt::Lacks(stack, absent) => (stack, absent),
                 };
                 patience.check(&stack, &absent)?;
+                if std::mem::take(&mut first) {
+                    cell.ahead.begin(&stack, offset, length);
+                }
                 stack.fetch(&absent, Urgency::Lazy).await?;
             }
         }

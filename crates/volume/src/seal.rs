@@ -22,7 +22,7 @@ use crate::device::DeviceError;
 use crate::error::VolumeError;
 use crate::extent_map::{ExtentMap, Place};
 use crate::frozen::Frozen;
-use crate::reading::{Patience, off_the_runtime};
+use crate::reading::Patience;
 use crate::records;
 use crate::stack::{From, Lack, Stack, absent_node};
 use crate::volume::Volume;
@@ -155,7 +155,7 @@ enum Step {
 /// Folds all layers of a stack, and returns the tree once it is durable.
 async fn fold_stack(stack: &Arc<Stack>, progress: &Progress) -> Result<TreeBase, VolumeError> {
     let planned = stack.clone();
-    let steps = off_the_runtime(move || plan(&planned)).await??;
+    let steps = stack.context.workers.run(move || plan(&planned)).await??;
     let compose = |step: &Step| if let Step::Compose(range) = step { range.end - range.start } else { 0 };
     progress.set_total_bytes(steps.iter().map(compose).sum::<u64>() * CHUNK);
     bring_nodes(stack, &steps, progress).await?;
@@ -253,7 +253,7 @@ async fn bring_nodes(stack: &Arc<Stack>, steps: &[Step], progress: &Progress) ->
     let mut patience = Patience::default();
     loop {
         let (looked, steps) = (stack.clone(), steps.clone());
-        let absent = off_the_runtime(move || lacking_nodes(&looked, &steps)).await??;
+        let absent = stack.context.workers.run(move || lacking_nodes(&looked, &steps)).await??;
         if absent.is_empty() {
             return Ok(());
         }
@@ -297,12 +297,8 @@ async fn compose_batch(stack: Arc<Stack>, batch: Vec<Step>) -> Result<Composed, 
     let batch: Arc<[Step]> = batch.into();
     let mut patience = Patience::default();
     loop {
-        let attempt = {
-            let _thread = stack.context.hashing.acquire().await.map_err(|_| DeviceError::Closed)?;
-            let (stack, batch) = (stack.clone(), batch.clone());
-            off_the_runtime(move || compose(&stack, &batch)).await??
-        };
-        match attempt {
+        let (looked_in, all) = (stack.clone(), batch.clone());
+        match stack.context.workers.run(move || compose(&looked_in, &all)).await?? {
             Attempt::Done(composed) => return Ok(composed),
             Attempt::Lacks(absent) => {
                 patience.check(&stack, &absent)?;
@@ -391,7 +387,7 @@ async fn write_tree(stack: &Arc<Stack>, edits: Vec<Edit>, progress: &Progress) -
     loop {
         progress.check()?;
         let (rewritten, edits) = (stack.clone(), edits.clone());
-        match off_the_runtime(move || rewrite(&rewritten, &edits)).await? {
+        match stack.context.workers.run(move || rewrite(&rewritten, &edits)).await? {
             Ok(base) => return Ok(base),
             Err(TreeError::Absent(node)) => {
                 let absent = [Absent::Node(node.position, node.id)];

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
 use store::{ChunkSource, ChunkStore, Domain, NodeCache, RootChange};
-use tokio::sync::Semaphore;
 use types::{FrozenId, LayerId, Name, VolumeId};
 
 use crate::base::TreeBase;
@@ -22,9 +21,10 @@ use crate::reading::StackCell;
 use crate::records::{self, is_disk_size};
 use crate::stack::{Context, Stack};
 use crate::volume::{Volume, Writer};
+use crate::workers::Workers;
 
 /// How many threads may compose and hash chunks for sealing at once.
-const HASHING_THREADS: usize = 2;
+const WORKERS: usize = 2;
 
 /// Settings of all volumes.
 #[derive(Clone, Debug)]
@@ -90,7 +90,7 @@ impl Volumes {
             source,
             nodes: NodeCache::new(options.node_cache_bytes),
             layers: directory.join("layers"),
-            hashing: Arc::new(Semaphore::new(HASHING_THREADS)),
+            workers: Workers::new(WORKERS),
             journal_limit_bytes: options.journal_limit_bytes,
         };
         let context = Arc::new(context);

@@ -40,7 +40,7 @@ fn fill(path: &Path, bytes: usize) {
 #[test]
 fn writes_stop_and_go_on() {
     let Some(disk) = SmallDisk::mount() else {
-        eprintln!("SKIPPED writes_stop_and_go_on: needs root, to mount a tmpfs");
+        eprintln!("SKIPPED: writes_stop_and_go_on needs root, to mount a tmpfs");
         return;
     };
     const BLOCK: usize = 10 * 512;

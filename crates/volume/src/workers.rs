@@ -1,0 +1,105 @@
+//! Threads for work that nobody waits for at the moment: they leave the processors to whoever serves guests.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::{Arc, OnceLock};
+
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::sync::oneshot;
+
+use crate::device::DeviceError;
+use crate::locks::Mutex;
+
+/// How much less of a busy processor these threads get: about a tenth of what others do.
+const NICENESS: i32 = 10;
+
+/// How much work may wait for a thread; who brings more waits.
+const QUEUE: usize = 16;
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A few threads of low priority; started when they are first needed, ended when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    threads: usize,
+    jobs: OnceLock<Sender<Job>>,
+}
+
+impl Workers {
+    pub(crate) fn new(threads: usize) -> Self {
+        Self { threads, jobs: OnceLock::new() }
+    }
+
+    /// Runs work that reads files and computes, in its turn.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, DeviceError> {
+        let (done, outcome) = oneshot::channel();
+        let job: Job = Box::new(move || {
+            // Whoever asked may have stopped waiting.
+            let _ = done.send(catch_unwind(AssertUnwindSafe(work)));
+        });
+        let jobs = self.jobs.get_or_init(|| start(self.threads));
+        jobs.send(job).await.map_err(|_| DeviceError::Closed)?;
+        match outcome.await {
+            Ok(Ok(outcome)) => Ok(outcome),
+            Ok(Err(panic)) => resume_unwind(panic),
+            Err(_) => Err(DeviceError::Closed),
+        }
+    }
+}
+
+fn start(threads: usize) -> Sender<Job> {
+    let (send, receive) = channel(QUEUE);
+    let receive = Arc::new(Mutex::new(receive));
+    for number in 0..threads {
+        let receive = receive.clone();
+        let builder = std::thread::Builder::new().name(format!("brant-fold-{number}"));
+        if let Err(error) = builder.spawn(move || work(&receive)) {
+            // Those that run do the work of all; without any, every request is told.
+            tracing::warn!(%error, "could not start a thread for background work");
+        }
+    }
+    send
+}
+
+fn work(jobs: &Mutex<Receiver<Job>>) {
+    // On Linux these are of the thread.
+    let own = rustix::process::getpriority_process(None).unwrap_or(0);
+    if own < NICENESS
+        && let Err(error) = rustix::process::setpriority_process(None, NICENESS)
+    {
+        tracing::debug!(%error, "background work runs at full priority");
+    }
+    loop {
+        let next = jobs.lock().blocking_recv();
+        let Some(job) = next else { return };
+        job();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run<T>(work: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(work)
+    }
+
+    #[test]
+    fn work_is_done_beside_who_asks_with_less_right_to_the_processor() {
+        let workers = Workers::new(2);
+        let own = rustix::process::getpriority_process(None).unwrap();
+        let theirs = run(workers.run(|| rustix::process::getpriority_process(None).unwrap())).unwrap();
+        assert_eq!(theirs, own.max(NICENESS));
+        assert_eq!(rustix::process::getpriority_process(None).unwrap(), own);
+    }
+
+    #[test]
+    fn a_panic_reaches_who_asked_and_the_thread_goes_on() {
+        let workers = Workers::new(1);
+        let panicked = catch_unwind(AssertUnwindSafe(|| run(workers.run(|| panic!("on purpose")))));
+        assert!(panicked.is_err());
+        assert_eq!(run(workers.run(|| 7)).unwrap(), 7);
+    }
+}

@@ -15,7 +15,7 @@ use indexer::client::{AppendError, ClientError, IndexerClient};
 use types::{Name, Reference, SnapshotId};
 
 use crate::api::{ApiError, ErrorCode, Policy, Publication, PublishRequest, SubscribeRequest, Subscription};
-use crate::buckets::BucketState;
+use crate::buckets::{BucketState, parse_reader};
 use crate::error::blocking;
 use crate::indexers::client_error;
 use crate::node::Node;
@@ -77,8 +77,19 @@ impl Node {
             )
             .hint(format!("publish at {}/{account}/{}", reference.indexer, reference.name)));
         }
-        if request.public && !bucket.history().log.readers().any(|reader| *reader == Reader::Everyone) {
-            self.append(&bucket, Action::Grant { reader: Reader::Everyone }).await?;
+        let mut readers = Vec::new();
+        if request.public {
+            readers.push(Reader::Everyone);
+        }
+        if bucket.published().is_none() {
+            // The other nodes of whom it belongs to.
+            let own = format!("account:{}/{account}", reference.indexer);
+            readers.push(parse_reader(&own, |indexer| self.indexers.key_of(indexer))?);
+        }
+        for reader in readers {
+            if !bucket.history().log.readers().any(|known| *known == reader) {
+                self.append(&bucket, Action::Grant { reader }).await?;
+            }
         }
         let client = self.indexers.client(&reference.indexer)?;
         let entries = bucket.history().log.entries().to_vec();

@@ -46,9 +46,16 @@ pub const CPIO: Tool = tool("cpio", "cpio", "the small guest");
 pub const MODPROBE: Tool = tool("modprobe", "kmod", "the small guest");
 /// Judges NBD servers from outside.
 pub const NBDINFO: Tool = tool("nbdinfo", "libnbd-bin", "judging the NBD exports by libnbd");
+/// Scripts of libnbd, which judge what a client is told.
+pub const NBDSH: Tool = tool("nbdsh", "python3-libnbd", "judging the NBD exports by libnbd's scripts");
+/// Reads, writes and verifies over NBD.
+pub const FIO: Tool = tool("fio", "fio", "judging the NBD exports by fio");
+/// Serves NBD, as others do.
+pub const NBDKIT: Tool = tool("nbdkit", "nbdkit", "reading and writing the NBD exports of others");
 
 /// Everything that any command wants.
-pub const ALL: [Tool; 9] = [QEMU, QEMU_IMG, MMDEBSTRAP, MKFS_EXT4, MKFS_XFS, BUSYBOX, CPIO, MODPROBE, NBDINFO];
+pub const ALL: [Tool; 12] =
+    [QEMU, QEMU_IMG, MMDEBSTRAP, MKFS_EXT4, MKFS_XFS, BUSYBOX, CPIO, MODPROBE, NBDINFO, NBDSH, FIO, NBDKIT];
 
 impl Tool {
     /// Tells whether the tool is on this machine.

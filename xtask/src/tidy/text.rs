@@ -1,6 +1,7 @@
 //! Rules about what is written: no unfinished work, and nothing that is true on one machine only.
 
 use super::File;
+use crate::tally::SKIP_MARK;
 
 /// Files that are made by tools or are law.
 const NOT_OURS: [&str; 3] = ["Cargo.lock", "LICENSE-APACHE", "LICENSE-MIT"];
@@ -24,6 +25,9 @@ const HOSTS: [&str; 7] = [
     concat!("files.", "pythonhosted.org"),
 ];
 
+/// How a test says that it cannot run here, as far as it can be told apart; `tally::SKIP_MARK` is the whole of it.
+const SKIPPED: &str = concat!("\"SKIP", "PED");
+
 /// Checks one file.
 pub(super) fn check(file: &File) -> Vec<String> {
     let Some(text) = file.text.as_deref().filter(|_| !NOT_OURS.contains(&file.name())) else {
@@ -37,6 +41,9 @@ pub(super) fn check(file: &File) -> Vec<String> {
         }
         if let Some(name) = UNFINISHED_MACROS.iter().find(|name| line.contains(*name)) {
             found(format!("`{name}…)`: finish it"));
+        }
+        if line.match_indices(SKIPPED).any(|(at, _)| !line[at + 1..].starts_with(SKIP_MARK)) {
+            found(format!("a skipped test says \"{SKIP_MARK}why\"; otherwise it counts as passed"));
         }
         if let Some(path) = MACHINE_PATHS.iter().find(|path| begins_path(line, path)) {
             found(format!("`{path}…` is a path of one machine"));
@@ -88,6 +95,12 @@ mod tests {
             findings(&format!("target{}images ~{}x $dir}}{}y", MACHINE_PATHS[0], MACHINE_PATHS[0], MACHINE_PATHS[0])),
             0
         );
+    }
+
+    #[test]
+    fn finds_skips_that_would_not_be_counted() {
+        assert_eq!(findings(&format!("eprintln!({SKIPPED} disk: no room\")")), 1);
+        assert_eq!(findings(&format!("eprintln!({SKIPPED}: no room\")")), 0);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) fn tools(test: &str, names: &[&str]) -> bool {
         None => true,
         Some(missing) => {
             // Past the capture of a passing test's output.
-            let line = format!("SKIPPED {test}: {missing} is not installed\n");
+            let line = format!("SKIPPED: {test}: {missing} is not installed\n");
             std::io::stderr().write_all(line.as_bytes()).unwrap();
             false
         }

@@ -21,6 +21,10 @@ use clap::Parser as _;
 
 use crate::arguments::Arguments;
 
+/// Gives memory back after a burst of work on many threads.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     match command::run(arguments) {

@@ -52,6 +52,43 @@ fn a_killed_hydration_goes_on_by_itself() {
 }
 
 #[test]
+fn a_publisher_killed_at_any_moment_publishes_in_the_end() {
+    let mut pair = Pair::new().expect("two nodes and an Indexer");
+    let disk = Disk::random(16, SIZE / 8);
+    pair.import(&disk, "disk").expect("imported");
+    let reference = pair.reference("alice", "vms");
+    let mut noise = Noise::new(17);
+    for round in 0..4 {
+        let mut publish = pair.a.begin(&["publish", "vms", &reference]).expect("begun");
+        std::thread::sleep(std::time::Duration::from_millis(noise.below(40)));
+        pair.a.kill().expect("killed");
+        drop(publish.wait());
+        pair.a = pair.world.start_node("a").expect("started again");
+        // Where the first one got through, the second says so or that it is done already.
+        let again = pair.a.try_brant(&["publish", "vms", &reference]).expect("run");
+        assert!(again.code == 0 || again.stderr.contains("publish"), "round {round}: {}", again.stderr);
+    }
+    pair.grant(&pair.a, "vms", "bob").expect("granted");
+    pair.subscribe(&pair.b, &reference, "lazy").expect("subscribed");
+    pair.clone_when_there(&pair.b, "vms/disk", "vm").expect("a clone at B");
+    assert_eq!(read_disk(&attach(&pair.b, "vm").expect("attached")).expect("read").first_difference(&disk), None);
+}
+
+#[test]
+fn a_provider_that_is_killed_and_comes_back_is_all_that_a_hydration_waits_for() {
+    let mut pair = Pair::new().expect("two nodes and an Indexer");
+    let disk = Disk::random(18, 4 * SIZE);
+    pair.clone_at_b(&disk, "vm").expect("a clone at B");
+    let mut hydration = pair.b.begin(&["hydrate", "vm"]).expect("begun");
+    wait::until("some of it is here", || Ok((e2e::received(&pair.b)? > 1 << 20).then_some(()))).expect("progress");
+    pair.a.kill().expect("killed");
+    pair.a = pair.world.start_node("a").expect("started again");
+    assert!(hydration.wait().expect("ended").success());
+    pair.a.kill().expect("A is gone");
+    assert_eq!(read_disk(&attach(&pair.b, "vm").expect("attached")).expect("read").first_difference(&disk), None);
+}
+
+#[test]
 fn no_acknowledged_write_of_a_guest_is_lost() {
     let mut pair = Pair::new().expect("two nodes and an Indexer");
     let mut disk = Disk::random(13, SIZE);

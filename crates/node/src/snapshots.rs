@@ -8,7 +8,7 @@ use volume::{TreeBase, Volume};
 
 use crate::api::{self, ApiError, ErrorCode, TaskKind};
 use crate::buckets::BucketState;
-use crate::error::{blocking, not_found, store_error};
+use crate::error::{blocking, code_beneath, not_found, store_error};
 use crate::node::Node;
 use crate::record::{DiskRecord, SnapshotRecord};
 use crate::resolve::DiskContent;
@@ -223,7 +223,7 @@ pub(crate) fn volume_error(error: volume::VolumeError) -> ApiError {
             VolumeError::Store(inner) => return store_error(inner),
             _ => unreachable!("just matched"),
         },
-        _ => (ErrorCode::Internal, None),
+        _ => (code_beneath(&error), None),
     };
     let api = ApiError::from_error(code, &error);
     match hint {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use capture::nbd::{NbdDisk, NbdOptions, NbdUri};
 use capture::qemu::QemuOptions;
-use capture::{CaptureError, ForeignDisk, ImportError, MaterializeError, Target};
+use capture::{CaptureError, ForeignDisk, ImportError, MaterializeError, QemuError, Target};
 use store::Domain;
 use types::{ObjectPath, Progress};
 
@@ -13,7 +13,7 @@ use crate::api::{
     ApiError, ErrorCode, ImageFormat, ImportRequest, MaterializeRequest, SourceSpec, TargetSpec, Task, TaskKind,
 };
 use crate::buckets::BucketState;
-use crate::error::blocking;
+use crate::error::{blocking, code_beneath};
 use crate::node::Node;
 use crate::record::{DiskRecord, SnapshotRecord};
 use crate::snapshots::parse_new_path;
@@ -173,7 +173,10 @@ pub(crate) fn remote_tree(base: &volume::TreeBase) -> Option<swarm::RemoteTree> 
 pub(crate) fn swarm_error(error: &swarm::SwarmError) -> ApiError {
     match error {
         swarm::SwarmError::Cancelled(_) => ApiError::new(ErrorCode::Cancelled, "cancelled"),
-        error => ApiError::from_error(ErrorCode::Unreachable, error),
+        error => match code_beneath(error) {
+            ErrorCode::Internal => ApiError::from_error(ErrorCode::Unreachable, error),
+            code => ApiError::from_error(code, error),
+        },
     }
 }
 
@@ -208,6 +211,8 @@ fn capture_error(error: &CaptureError) -> ApiError {
     let code = match error {
         CaptureError::NotADisk(_) | CaptureError::Size(_) | CaptureError::Detect(_) => ErrorCode::Invalid,
         CaptureError::Nbd(_) => ErrorCode::Unreachable,
+        CaptureError::Qemu(QemuError::Damaged { .. }) => ErrorCode::Damaged,
+        CaptureError::Qemu(QemuError::Encrypted(_) | QemuError::OtherFile(_)) => ErrorCode::Invalid,
         _ => ErrorCode::Internal,
     };
     ApiError::from_error(code, error)
@@ -220,7 +225,7 @@ fn import_error(error: &ImportError) -> ApiError {
         ImportError::Store(store::StoreError::Full { .. }) => ApiError::from_error(ErrorCode::Full, error)
             .hint("make room on the store's file system and run the import again: it goes on from what is stored"),
         ImportError::Read(error) => capture_error(error),
-        error => ApiError::from_error(ErrorCode::Internal, error),
+        error => ApiError::from_error(code_beneath(error), error),
     }
 }
 
@@ -232,7 +237,7 @@ fn materialize_error(error: &MaterializeError) -> ApiError {
         MaterializeError::NotATarget(_) | MaterializeError::TooSmall { .. } | MaterializeError::Unsupported { .. } => {
             ErrorCode::Invalid
         }
-        _ => ErrorCode::Internal,
+        _ => code_beneath(error),
     };
     ApiError::from_error(code, error)
 }

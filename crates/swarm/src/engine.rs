@@ -56,6 +56,7 @@ pub(crate) type Arrival = Result<u64, FetchError>;
 #[derive(Debug)]
 struct Wait {
     number: u64,
+    urgency: Urgency,
     done: oneshot::Sender<Arrival>,
 }
 
@@ -131,11 +132,12 @@ impl Engine {
         if state.closed {
             return Err(FetchError::Closed);
         }
+        let urgency = want.urgency;
         let Some(entry) = state.scheduler.want(self.now(), want) else { return Ok(None) };
         state.last_wait += 1;
         let number = state.last_wait;
         let (done, receiver) = oneshot::channel();
-        state.waits.entry(entry).or_default().push(Wait { number, done });
+        state.waits.entry(entry).or_default().push(Wait { number, urgency, done });
         self.wake.notify_one();
         Ok(Some((WaitGuard { engine: Arc::clone(self), entry, number }, receiver)))
     }
@@ -295,22 +297,21 @@ impl Engine {
             traffic.message_bytes += bytes + ITEM_BYTES as u64;
         });
         let store = Arc::clone(&self.store);
-        let waited_for = order.urgency == Urgency::Lazy;
-        let put = move || match store.put_stored(&item.key, item.domain, &stored) {
-            // Who waits for it gets it all the same, though it will have to be fetched again.
-            Err(StoreError::Full { .. }) if waited_for && store.lend(&item.key, item.domain, &stored)? => Ok(()),
-            outcome => outcome.map(drop),
+        let put = move || {
+            let outcome = store.put_stored(&item.key, item.domain, &stored);
+            let full = matches!(outcome, Err(StoreError::Full { .. }));
+            (outcome, full && store.lend(&item.key, item.domain, &stored).unwrap_or(false))
         };
-        let outcome = match tokio::task::spawn_blocking(put).await {
-            Ok(Ok(())) => Ok(bytes),
-            Ok(Err(StoreError::WrongHash(key))) => {
+        let (outcome, lent) = match tokio::task::spawn_blocking(put).await {
+            Ok((Ok(_), _)) => (Ok(bytes), false),
+            Ok((Err(StoreError::WrongHash(key)), _)) => {
                 tracing::warn!(provider = %order.provider, %key, "a provider sent wrong bytes; it is banned for a while");
                 self.statistics.count(order.provider, |peer| peer.bad_objects += 1);
                 return false;
             }
-            Ok(Err(error)) => Err(FetchError::Store(Arc::new(error))),
+            Ok((Err(error), lent)) => (Err(FetchError::Store(Arc::new(error))), lent),
             // The runtime is shutting down.
-            Err(_) => Err(FetchError::Closed),
+            Err(_) => (Err(FetchError::Closed), false),
         };
         let mut state = self.state();
         let now = self.now();
@@ -321,8 +322,10 @@ impl Engine {
         let waits = entry.and_then(|entry| state.waits.remove(&entry)).unwrap_or_default();
         drop(state);
         for wait in waits {
+            // A guest's read is answered though there is no room; what was lent will have to be fetched again.
+            let outcome = if lent && wait.urgency == Urgency::Lazy { Ok(bytes) } else { outcome.clone() };
             // One who has stopped waiting needs no answer.
-            let _ = wait.done.send(outcome.clone());
+            let _ = wait.done.send(outcome);
         }
         self.wake.notify_one();
         true

@@ -45,8 +45,14 @@ for round in $(seq "$rounds"); do
   for row in "--rw=randread --bs=4k --iodepth=1" "--rw=randread --bs=4k --iodepth=32" "--rw=read --bs=128k --iodepth=8" \
              "--rw=randwrite --bs=4k --iodepth=1" "--rw=randwrite --bs=4k --iodepth=32" "--rw=write --bs=128k --iodepth=8" \
              "--rw=randread --bs=4k --iodepth=32 --description=after-writes"; do
-    run brant "nbd+unix:///clone?socket=$PWD/node/nbd/clone.sock" $node "$row"
-    run qemu "nbd+unix:///?socket=$PWD/qemu.sock" $qemu "$row"
+    # Who is first finds the disk busy with what the other one left.
+    for server in $( ((round % 2)) && echo brant qemu || echo qemu brant); do
+      if [ $server = brant ]; then
+        run brant "nbd+unix:///clone?socket=$PWD/node/nbd/clone.sock" $node "$row"
+      else
+        run qemu "nbd+unix:///?socket=$PWD/qemu.sock" $qemu "$row"
+      fi
+    done
   done
   echo "node memory $(awk '/VmRSS/ {print $2}' /proc/$node/status) KiB, at its most $(awk '/VmHWM/ {print $2}' /proc/$node/status) KiB"
   # Each round begins with a clone that nothing was written to.

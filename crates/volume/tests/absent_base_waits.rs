@@ -90,6 +90,24 @@ fn a_read_waits_and_then_has_the_bytes() {
 }
 
 #[test]
+fn who_reads_on_finds_the_next_chunk_there_already() {
+    let lazy = Lazy::new();
+    lazy.gate.open();
+    let (_volumes, clone) = lazy.clone();
+    run(async {
+        clone.read(0, 4096).await.unwrap();
+        assert_eq!(lazy.fetched(), 3, "the root, a leaf and a chunk: nobody reads on yet");
+        clone.read(CHUNK, 4096).await.unwrap();
+        let mut buffer = vec![0; CHUNK_BYTES];
+        while clone.try_read(2 * CHUNK, &mut buffer).unwrap() == Readiness::Wait {
+            tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+        }
+        assert_eq!(buffer, lazy.content[2 * CHUNK_BYTES..3 * CHUNK_BYTES]);
+        assert_eq!(lazy.fetched(), 5);
+    });
+}
+
+#[test]
 fn a_read_in_a_hole_or_of_what_was_written_fetches_no_chunk() {
     let lazy = Lazy::new();
     lazy.gate.open();

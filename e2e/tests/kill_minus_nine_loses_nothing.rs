@@ -1,6 +1,7 @@
 //! `kill -9` of A, of B and of the Indexer in the middle of their work: after a restart nothing that was acknowledged is
 //! lost, and the work goes on.
 
+use std::process::Child;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -33,13 +34,19 @@ fn a_killed_import_is_run_again_and_stores_nothing_twice() {
     assert!(stored < 5 * SIZE as u64, "{stored} bytes stored");
 }
 
+/// A hydration of B's `vm` of which something has arrived.
+fn hydration_under_way(pair: &Pair) -> Child {
+    let client = pair.b.begin(&["hydrate", "vm"]).expect("begun");
+    wait::until("some of it is here", || Ok((e2e::received(&pair.b)? > 1 << 20).then_some(()))).expect("progress");
+    client
+}
+
 #[test]
 fn a_killed_hydration_goes_on_by_itself() {
     let mut pair = Pair::new().expect("two nodes and an Indexer");
     let disk = Disk::random(12, 4 * SIZE);
     pair.clone_at_b(&disk, "vm").expect("a clone at B");
-    let mut client = pair.b.begin(&["hydrate", "vm"]).expect("begun");
-    wait::until("some of it is here", || Ok((e2e::received(&pair.b)? > 1 << 20).then_some(()))).expect("progress");
+    let mut client = hydration_under_way(&pair);
     pair.b.kill().expect("killed");
     drop(client.wait());
     pair.b = pair.world.start_node("b").expect("started again");
@@ -79,8 +86,7 @@ fn a_provider_that_is_killed_and_comes_back_is_all_that_a_hydration_waits_for() 
     let mut pair = Pair::new().expect("two nodes and an Indexer");
     let disk = Disk::random(18, 4 * SIZE);
     pair.clone_at_b(&disk, "vm").expect("a clone at B");
-    let mut hydration = pair.b.begin(&["hydrate", "vm"]).expect("begun");
-    wait::until("some of it is here", || Ok((e2e::received(&pair.b)? > 1 << 20).then_some(()))).expect("progress");
+    let mut hydration = hydration_under_way(&pair);
     pair.a.kill().expect("killed");
     pair.a = pair.world.start_node("a").expect("started again");
     assert!(hydration.wait().expect("ended").success());

@@ -87,9 +87,7 @@ impl Node {
             readers.push(parse_reader(&own, |indexer| self.indexers.key_of(indexer))?);
         }
         for reader in readers {
-            if !bucket.history().log.readers().any(|known| *known == reader) {
-                self.append(&bucket, Action::Grant { reader }).await?;
-            }
+            self.grant(&bucket, reader).await?;
         }
         let client = self.indexers.client(&reference.indexer)?;
         let entries = bucket.history().log.entries().to_vec();
@@ -102,6 +100,14 @@ impl Node {
         self.announce_soon().await;
         let entries = bucket.history().log.length();
         Ok(Publication { bucket: name.clone(), reference, public: request.public, entries })
+    }
+
+    /// Lets somebody read a bucket, who may be among its readers already.
+    pub(crate) async fn grant(self: &Arc<Self>, bucket: &Arc<BucketState>, reader: Reader) -> Result<(), ApiError> {
+        if !bucket.history().log.readers().any(|known| *known == reader) {
+            self.append(bucket, Action::Grant { reader }).await?;
+        }
+        Ok(())
     }
 
     /// Withdraws a bucket's reference. What others have, they keep.

@@ -130,6 +130,12 @@ impl Domains {
         self.0.contains(&domain)
     }
 
+    /// Whether what is present in some domains is present in one of these.
+    #[must_use]
+    pub fn meet(&self, present: &[Domain]) -> bool {
+        present.iter().any(|domain| self.contains(*domain))
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = Domain> {
         self.0.iter().copied()

@@ -87,12 +87,6 @@ struct Cached {
     domains: Arc<[Domain]>,
 }
 
-impl Cached {
-    fn is_present(&self, domains: &Domains) -> bool {
-        self.domains.iter().any(|domain| domains.contains(*domain))
-    }
-}
-
 #[derive(Clone, Debug)]
 struct ByBytes;
 
@@ -150,7 +144,7 @@ impl LocalStore {
     }
 
     fn remember(&self, key: &Key, domain: Domain, plain: &Bytes) {
-        if !self.cache.peek(key).is_some_and(|cached| cached.is_present(&domain.into())) {
+        if !self.cache.peek(key).is_some_and(|cached| cached.domains.contains(&domain)) {
             self.cache.insert(*key, Cached { plain: plain.clone(), domains: [domain].into() });
         }
     }
@@ -191,7 +185,7 @@ impl ChunkStore for LocalStore {
     }
 
     fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError> {
-        if let Some(cached) = self.cache.get(key).filter(|cached| cached.is_present(domains)) {
+        if let Some(cached) = self.cache.get(key).filter(|cached| domains.meet(&cached.domains)) {
             return Ok(Some(cached.plain));
         }
         Ok(self.load(key, domains)?.map(|loaded| loaded.plain))
@@ -204,7 +198,7 @@ impl ChunkStore for LocalStore {
         offset: usize,
         buffer: &mut [u8],
     ) -> Result<Option<usize>, StoreError> {
-        if let Some(cached) = self.cache.get(key).filter(|cached| cached.is_present(domains)) {
+        if let Some(cached) = self.cache.get(key).filter(|cached| domains.meet(&cached.domains)) {
             return Ok(Some(copy_part(&cached.plain, offset, buffer)));
         }
         if self.hot.read(key, domains, offset, buffer) {

@@ -76,12 +76,12 @@ impl fmt::Debug for MemoryStore {
 impl ChunkStore for MemoryStore {
     fn contains(&self, key: &Key, domains: &Domains) -> Result<bool, StoreError> {
         let objects = self.read();
-        Ok(objects.by_key.get(key).is_some_and(|object| object.domains.iter().any(|one| domains.contains(*one))))
+        Ok(objects.by_key.get(key).is_some_and(|object| domains.meet(&object.domains)))
     }
 
     fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError> {
         let objects = self.read();
-        let object = objects.by_key.get(key).filter(|object| object.domains.iter().any(|one| domains.contains(*one)));
+        let object = objects.by_key.get(key).filter(|object| domains.meet(&object.domains));
         Ok(object.map(|object| object.plain.clone()))
     }
 

@@ -60,7 +60,7 @@ impl ReadAhead {
     fn note(&self, chunks: &Range<u64>) -> Range<u64> {
         let mut streams = self.streams.lock();
         let reads_on = |stream: &Stream| {
-            (chunks.start..=chunks.start + MAX_GAP).contains(&(stream.next + MAX_GAP)) || chunks.contains(&stream.next)
+            (stream.next..=stream.next + MAX_GAP).contains(&chunks.start) || chunks.contains(&stream.next)
         };
         let window = match streams.iter().position(reads_on).and_then(|place| streams.remove(place)) {
             Some(stream) => (stream.window * 2).clamp(1, MAX_WINDOW),
@@ -100,9 +100,6 @@ async fn fetch(stack: Arc<Stack>, chunks: Range<u64>) -> Result<(), DeviceError>
     for _ in 0..=format::node::MAX_LEVELS {
         let (looked_in, range) = (stack.clone(), chunks.clone());
         let absent = off_the_runtime(move || looked_in.absent_chunks(range)).await??;
-        if absent.is_empty() {
-            break;
-        }
         stack.fetch(&absent, Urgency::Bulk).await?;
         if absent.iter().all(|absent| matches!(absent, Absent::Chunk(..))) {
             break;
@@ -143,14 +140,11 @@ mod tests {
     #[test]
     fn many_read_on_at_once() {
         let ahead = ReadAhead::default();
-        for step in 0..3 {
+        for step in 0..2 {
             for stream in 0..STREAMS as u64 {
                 let chunk = stream * 1000 + step;
                 let range = ahead.note(&(chunk..chunk + 1));
                 assert_eq!(range.is_empty(), step == 0, "{stream} {step}");
-            }
-            if step == 1 {
-                break;
             }
         }
     }

@@ -68,10 +68,7 @@ pub(super) async fn grant(
 ) -> Reply<BucketDetail> {
     let bucket = node.buckets.find(&name(&bucket)?)?;
     let reader = parse_reader(&request.reader, |indexer| node.indexers.key_of(indexer))?;
-    let granted = bucket.history().log.readers().any(|known| *known == reader);
-    if !granted {
-        node.append(&bucket, Action::Grant { reader }).await?;
-    }
+    node.grant(&bucket, reader).await?;
     Ok(Json(show_bucket_detail(&bucket, &node.versions)))
 }
 

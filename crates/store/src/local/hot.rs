@@ -123,7 +123,7 @@ impl HotTier {
         }
         let copies = self.current();
         let Some(copy) = copies.chunks.get(key) else { return false };
-        if !copy.domains.iter().any(|domain| domains.contains(*domain)) {
+        if !domains.meet(&copy.domains) {
             return false;
         }
         match copies.read(&copy, offset, buffer) {

@@ -31,7 +31,7 @@ pub(crate) struct Entry {
 
 impl Entry {
     pub(crate) fn is_present(&self, domains: &Domains) -> bool {
-        self.domains.iter().any(|domain| domains.contains(*domain))
+        domains.meet(&self.domains)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {

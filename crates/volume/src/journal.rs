@@ -5,14 +5,13 @@
 //! returns. A failed append leaves the file as it was. The file is made with the first record: a volume that nobody
 //! has written to has none.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use format::journal::{HEADER_BYTES, JournalKeys, Record, encode_file_header};
+use medium::{File, Medium, Open};
 use types::LayerId;
 
 use crate::device::DeviceError;
@@ -24,10 +23,11 @@ pub(crate) const FIRST_RECORD: u64 = HEADER_BYTES as u64;
 /// A layer's journal.
 #[derive(Debug)]
 pub(crate) struct Journal {
+    medium: Arc<dyn Medium>,
     layer: LayerId,
     path: PathBuf,
     keys: JournalKeys,
-    file: OnceLock<File>,
+    file: OnceLock<Arc<dyn File>>,
     /// Where the next record goes: the length of everything appended.
     tail: AtomicU64,
     /// How far the file is durable.
@@ -40,8 +40,9 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// A journal that has no file yet.
-    pub(crate) fn new(directory: &Path, layer: LayerId, keys: JournalKeys) -> Self {
+    pub(crate) fn new(medium: Arc<dyn Medium>, directory: &Path, layer: LayerId, keys: JournalKeys) -> Self {
         Self {
+            medium,
             layer,
             path: path(directory, layer),
             keys,
@@ -53,11 +54,10 @@ impl Journal {
         }
     }
 
-    /// A journal that was found with records up to `tail`. Nobody knows how far it is durable.
-    pub(crate) fn found(directory: &Path, layer: LayerId, keys: JournalKeys, file: File, tail: u64) -> Self {
-        let journal = Self { tail: AtomicU64::new(tail), ..Self::new(directory, layer, keys) };
-        journal.file.get_or_init(|| file);
-        journal
+    /// This journal, which was found with records up to `tail`. Nobody knows how far it is durable.
+    pub(crate) fn found(self, file: Arc<dyn File>, tail: u64) -> Self {
+        self.file.get_or_init(|| file);
+        Self { tail: AtomicU64::new(tail), ..self }
     }
 
     pub(crate) fn layer(&self) -> LayerId {
@@ -73,8 +73,8 @@ impl Journal {
     }
 
     /// The file, once there is one.
-    pub(crate) fn file(&self) -> Option<&File> {
-        self.file.get()
+    pub(crate) fn file(&self) -> Option<&dyn File> {
+        self.file.get().map(|file| &**file)
     }
 
     /// The length of everything appended, in bytes.
@@ -94,10 +94,10 @@ impl Journal {
         let file = self.open().map_err(error)?;
         let position = self.tail.load(Ordering::Relaxed);
         let header = self.keys.encode(self.layer, position, record);
-        if let Err(source) = write_all(file, &header, data, position) {
+        if let Err(source) = file.write_all_at(&[&header, data], position) {
             // Whatever was written of it is not a record, and the next one takes its place: giving back the room is
             // a courtesy, so it may fail.
-            if let Err(error) = file.set_len(position) {
+            if let Err(error) = file.set_length(position) {
                 tracing::warn!(path = %self.path.display(), %error, "could not cut a failed append from the journal");
             }
             return Err(error(source));
@@ -122,7 +122,7 @@ impl Journal {
         self.check()?;
         let tail = self.tail();
         // Many flushes at once become one: whoever waited for the lock may find everything done.
-        let Some(file) = self.file.get().filter(|_| self.synced.load(Ordering::Acquire) < tail) else { return Ok(()) };
+        let Some(file) = self.file().filter(|_| self.synced.load(Ordering::Acquire) < tail) else { return Ok(()) };
         self.sync_files(file, &mut directory_knows).map_err(|source| {
             self.failed.store(true, Ordering::Release);
             failure("flush", source)
@@ -131,11 +131,11 @@ impl Journal {
         Ok(())
     }
 
-    fn sync_files(&self, file: &File, directory_knows: &mut bool) -> io::Result<()> {
+    fn sync_files(&self, file: &dyn File, directory_knows: &mut bool) -> io::Result<()> {
         file.sync_data()?;
         if !*directory_knows {
             if let Some(directory) = self.path.parent() {
-                File::open(directory)?.sync_all()?;
+                self.medium.sync_directory(directory)?;
             }
             *directory_knows = true;
         }
@@ -150,14 +150,13 @@ impl Journal {
         Ok(())
     }
 
-    fn open(&self) -> io::Result<&File> {
-        if let Some(file) = self.file.get() {
+    fn open(&self) -> io::Result<&dyn File> {
+        if let Some(file) = self.file() {
             return Ok(file);
         }
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&self.path)?;
-        file.write_all_at(&encode_file_header(self.layer), 0)?;
-        Ok(self.file.get_or_init(|| file))
+        let file = self.medium.open(&self.path, Open::Replace)?;
+        file.write_all_at(&[&encode_file_header(self.layer)], 0)?;
+        Ok(&**self.file.get_or_init(|| file))
     }
 }
 
@@ -167,34 +166,13 @@ pub(crate) fn path(directory: &Path, layer: LayerId) -> PathBuf {
 }
 
 /// Deletes a journal that no record refers to. One that stays is tried again when the volumes are next opened.
-pub(crate) fn delete(path: &Path) {
-    match std::fs::remove_file(path) {
+pub(crate) fn delete(medium: &dyn Medium, path: &Path) {
+    match medium.remove(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "could not delete a journal that is not needed any more");
         }
         _ => {}
     }
-}
-
-fn write_all(file: &File, header: &[u8], data: &[u8], position: u64) -> io::Result<()> {
-    let total = header.len() + data.len();
-    let written = loop {
-        match rustix::io::pwritev(file, &[IoSlice::new(header), IoSlice::new(data)], position) {
-            Err(rustix::io::Errno::INTR) => {}
-            other => break other?,
-        }
-    };
-    if written == total {
-        return Ok(());
-    }
-    // A short write is rare: a signal, or the last free block.
-    let (header, data) = match written.checked_sub(header.len()) {
-        Some(into_data) => (&header[..0], &data[into_data..]),
-        None => (&header[written..], data),
-    };
-    let position = position + written as u64;
-    file.write_all_at(header, position)?;
-    file.write_all_at(data, position + header.len() as u64)
 }
 
 /// What a failed operation on a journal means for the request.
@@ -220,7 +198,8 @@ mod tests {
     fn a_file_is_made_with_the_first_record_and_only_for_its_owner() {
         use std::os::unix::fs::PermissionsExt;
         let directory = tempfile::tempdir().unwrap();
-        let journal = Journal::new(directory.path(), LayerId([1; 16]), JournalKeys::new(&[1; 32]));
+        let journal =
+            Journal::new(medium::Host::shared(), directory.path(), LayerId([1; 16]), JournalKeys::new(&[1; 32]));
         journal.sync().unwrap();
         assert!(!journal.path().exists() && journal.is_empty());
         assert_eq!(journal.append(&record(1), &[]).unwrap(), FIRST_RECORD);
@@ -234,7 +213,8 @@ mod tests {
     #[test]
     fn after_a_failed_flush_nothing_says_that_all_is_well() {
         let directory = tempfile::tempdir().unwrap();
-        let journal = Journal::new(directory.path(), LayerId([1; 16]), JournalKeys::new(&[1; 32]));
+        let journal =
+            Journal::new(medium::Host::shared(), directory.path(), LayerId([1; 16]), JournalKeys::new(&[1; 32]));
         journal.append(&record(1), &[]).unwrap();
         journal.failed.store(true, Ordering::Release);
         assert!(journal.sync().is_err());

@@ -1,18 +1,19 @@
 //! A layer: what was written to a volume between two moments. Frozen, it never changes, and volumes share it.
 
-use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use format::journal::{JournalKeys, Record, RecordKind};
+use medium::{File, Medium, Open};
 use types::LayerId;
 
 use crate::device::DeviceError;
 use crate::error::VolumeError;
 use crate::extent_map::{ExtentMap, Place, Run};
-use crate::journal::{self, FIRST_RECORD, Journal};
+use crate::journal::{FIRST_RECORD, Journal};
 use crate::locks::RwLock;
 use crate::records::{JournalEnd, LayerRecord, VERSION};
 use crate::replay::{Replay, replay};
@@ -44,8 +45,14 @@ impl std::fmt::Debug for Secret {
 
 impl Layer {
     /// An empty layer, whose journal is not made yet.
-    pub(crate) fn new(directory: &Path, id: LayerId, secret: Secret, first_sequence: u64) -> Self {
-        let journal = Journal::new(directory, id, JournalKeys::new(&secret.0));
+    pub(crate) fn new(
+        medium: &Arc<dyn Medium>,
+        directory: &Path,
+        id: LayerId,
+        secret: Secret,
+        first_sequence: u64,
+    ) -> Self {
+        let journal = Journal::new(medium.clone(), directory, id, JournalKeys::new(&secret.0));
         Self {
             journal,
             map: RwLock::default(),
@@ -58,15 +65,19 @@ impl Layer {
     }
 
     /// Finds a layer again by its record, and returns it with the next sequence number.
-    pub(crate) fn recover(directory: &Path, id: LayerId, record: &LayerRecord) -> Result<(Self, u64), VolumeError> {
-        let keys = JournalKeys::new(&record.secret);
-        let path = journal::path(directory, id);
+    pub(crate) fn recover(
+        medium: &Arc<dyn Medium>,
+        directory: &Path,
+        id: LayerId,
+        record: &LayerRecord,
+    ) -> Result<(Self, u64), VolumeError> {
+        let mut layer = Self::new(medium, directory, id, Secret(record.secret), record.first_sequence);
+        let path = layer.journal.path().to_owned();
         let error = |operation| {
             let path = path.clone();
             move |source| VolumeError::Io { operation, path, source }
         };
-        let mut layer = Self::new(directory, id, Secret(record.secret), record.first_sequence);
-        let file = match File::options().read(true).write(true).open(&path) {
+        let file = match medium.open(&path, Open::Existing) {
             Ok(file) => file,
             // Nobody had written yet; or, where the layer was frozen with data, they are lost.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -75,7 +86,7 @@ impl Layer {
             }
             Err(source) => return Err(error("open")(source)),
         };
-        let found = replay(&file, &keys, id).map_err(error("read"))?;
+        let found = replay(&*file, layer.journal.keys(), id).map_err(error("read"))?;
         if let Some(version) = found.newer {
             return Err(VolumeError::Newer { path, version });
         }
@@ -84,14 +95,14 @@ impl Layer {
                 layer.damaged = !is_whole(&found, end);
                 layer.verified = AtomicBool::new(!layer.damaged);
             }
-            None => cut_tail(&file, &path, &found).map_err(error("cut the torn end of"))?,
+            None => cut_tail(&*file, &path, &found).map_err(error("cut the torn end of"))?,
         }
         if layer.damaged {
             tracing::error!(path = %path.display(), "the frozen journal is damaged: what is over it cannot be read");
         }
         layer.torn_bytes = found.torn_bytes;
         layer.map = RwLock::new(found.map);
-        layer.journal = Journal::found(directory, id, keys, file, found.end);
+        layer.journal = layer.journal.found(file, found.end);
         let next = found.last_sequence.map_or(record.first_sequence, |last| last.saturating_add(1));
         Ok((layer, next))
     }
@@ -172,8 +183,8 @@ fn is_whole(found: &Replay, end: JournalEnd) -> bool {
 }
 
 /// Cuts off what follows the last record that counts, so that the next one begins there.
-fn cut_tail(file: &File, path: &Path, found: &Replay) -> io::Result<()> {
-    let length = file.metadata()?.len();
+fn cut_tail(file: &dyn File, path: &Path, found: &Replay) -> io::Result<()> {
+    let length = file.length()?;
     if found.torn_bytes > 0 {
         let (torn_bytes, path) = (found.torn_bytes, path.display());
         tracing::warn!(%path, torn_bytes, "skipped torn records, which nobody had flushed, before later ones");
@@ -181,7 +192,7 @@ fn cut_tail(file: &File, path: &Path, found: &Replay) -> io::Result<()> {
     if length > found.end {
         let cut_bytes = length - found.end;
         tracing::info!(path = %path.display(), cut_bytes, "cut a torn record from the end of the journal");
-        file.set_len(found.end)?;
+        file.set_length(found.end)?;
     }
     Ok(())
 }

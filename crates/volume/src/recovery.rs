@@ -4,8 +4,6 @@
 //! record names is never deleted here.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 use std::sync::Arc;
 
 use types::LayerId;
@@ -23,7 +21,7 @@ use crate::volumes::Registry;
 
 /// Reads everything that there is.
 pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
-    make_directory(&context.layers)?;
+    make_directory(context)?;
     let roots = context.store.roots();
     let mut layers = Layers { context, found: BTreeMap::new() };
     let mut registry = Registry::default();
@@ -71,7 +69,7 @@ impl Layers<'_> {
             what: "it refers to a layer that has no record",
         })?;
         let record: LayerRecord = records::decode(&name, &bytes)?;
-        let (layer, next) = Layer::recover(&self.context.layers, id, &record)?;
+        let (layer, next) = Layer::recover(&self.context.medium, &self.context.layers, id, &record)?;
         let layer = Arc::new(layer);
         self.found.insert(id, (layer.clone(), next));
         Ok(layer)
@@ -97,13 +95,13 @@ impl Layers<'_> {
         }
         let directory = &self.context.layers;
         let error = |source| VolumeError::Io { operation: "list", path: directory.clone(), source };
-        for entry in fs::read_dir(directory).map_err(error)? {
-            let path = entry.map_err(error)?.path();
+        for file in self.context.medium.list(directory).map_err(error)? {
+            let path = directory.join(file);
             let is_journal = path.extension().is_some_and(|extension| extension == "journal");
             let id = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
             if let Some(id) = id.filter(|id| is_journal && !self.found.contains_key(id)) {
                 tracing::info!(layer = %id, "deletes a journal that nothing refers to");
-                journal::delete(&path);
+                journal::delete(&*self.context.medium, &path);
             }
         }
         Ok(())
@@ -111,9 +109,9 @@ impl Layers<'_> {
 }
 
 /// Makes the directory of the journals, only for its owner, and makes that durable.
-fn make_directory(path: &Path) -> Result<(), VolumeError> {
-    use std::os::unix::fs::DirBuilderExt;
+fn make_directory(context: &Context) -> Result<(), VolumeError> {
+    let path = &context.layers;
     let error = |source| VolumeError::Io { operation: "make", path: path.to_owned(), source };
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(error)?;
-    path.parent().map_or(Ok(()), |parent| fs::File::open(parent)?.sync_all()).map_err(error)
+    context.medium.create_directory(path).map_err(error)?;
+    path.parent().map_or(Ok(()), |parent| context.medium.sync_directory(parent)).map_err(error)
 }

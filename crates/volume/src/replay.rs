@@ -4,12 +4,11 @@
 //! sequence number is higher than all before. What is no record is skipped in steps of a header's length until the
 //! next one that counts: a torn record hides nothing that was flushed after it.
 
-use std::fs::File;
 use std::io;
 use std::num::NonZeroU64;
-use std::os::unix::fs::FileExt;
 
 use format::journal::{HEADER_BYTES, JournalKeys, Record, RecordError, RecordKind, check_file_header};
+use medium::File;
 use types::LayerId;
 
 use crate::extent_map::{ExtentMap, Place};
@@ -33,8 +32,8 @@ pub(crate) struct Replay {
 }
 
 /// Reads a journal.
-pub(crate) fn replay(file: &File, keys: &JournalKeys, layer: LayerId) -> io::Result<Replay> {
-    let length = file.metadata()?.len();
+pub(crate) fn replay(file: &dyn File, keys: &JournalKeys, layer: LayerId) -> io::Result<Replay> {
+    let length = file.length()?;
     let mut window = Window { file, length, start: 0, bytes: Vec::with_capacity(WINDOW_BYTES) };
     let mut replay = Replay { end: FIRST_RECORD, ..Replay::default() };
     let Some(head) = window.header(0)? else { return Ok(replay) };
@@ -81,7 +80,7 @@ impl Replay {
 
 /// A sliding window over the file.
 struct Window<'f> {
-    file: &'f File,
+    file: &'f dyn File,
     length: u64,
     start: u64,
     bytes: Vec<u8>,

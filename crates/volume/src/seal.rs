@@ -26,7 +26,7 @@ use crate::reading::Patience;
 use crate::records;
 use crate::stack::{From, Lack, Stack, absent_node};
 use crate::volume::Volume;
-use crate::volumes::{Owner, Volumes, delete_journals, unreferenced};
+use crate::volumes::{Owner, Volumes, unreferenced};
 
 /// How many chunks are composed in one go.
 const BATCH_CHUNKS: u64 = 64;
@@ -127,7 +127,7 @@ impl Volumes {
         for (next, disk) in frozen {
             disk.cell.replace(next);
         }
-        delete_journals(&freed);
+        self.context.delete_journals(&freed);
         Ok(true)
     }
 }

@@ -10,12 +10,14 @@ use std::sync::Arc;
 
 use format::tree::{self, AbsentNode, TreeError};
 use format::{NodeError, Shape};
+use medium::Medium;
 use store::{ChunkSource, ChunkStore, NodeCache, Nodes, StoreError};
 use types::{CHUNK_BYTES, SECTOR_BYTES};
 
 use crate::base::{Absent, CHUNK, TreeBase};
 use crate::device::DeviceError;
 use crate::extent_map::Place;
+use crate::journal;
 use crate::layer::Layer;
 use crate::records::StackRecord;
 use crate::workers::Workers;
@@ -26,11 +28,22 @@ pub(crate) struct Context {
     pub(crate) store: Arc<dyn ChunkStore>,
     pub(crate) source: Arc<dyn ChunkSource>,
     pub(crate) nodes: Arc<NodeCache>,
+    /// The file system that the journals lie on.
+    pub(crate) medium: Arc<dyn Medium>,
     /// Where the journals lie.
     pub(crate) layers: PathBuf,
     /// The threads that compose and hash chunks.
     pub(crate) workers: Workers,
     pub(crate) journal_limit_bytes: u64,
+}
+
+impl Context {
+    /// Deletes journals that no record refers to any more. One that stays is deleted when the volumes are next opened.
+    pub(crate) fn delete_journals(&self, layers: &[Arc<Layer>]) {
+        for layer in layers {
+            journal::delete(&*self.medium, layer.journal.path());
+        }
+    }
 }
 
 /// Layers over a tree.

@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::{Arc, MutexGuard};
 
+use medium::{Host, Medium};
 use store::{ChunkSource, ChunkStore, Domain, NodeCache, RootChange};
 use types::{FrozenId, LayerId, Name, VolumeId};
 
 use crate::base::TreeBase;
 use crate::error::VolumeError;
 use crate::frozen::{Frozen, TreeView};
-use crate::journal;
 use crate::layer::{Layer, Secret};
 use crate::locks::{Mutex, RwLock};
 use crate::reading::StackCell;
@@ -75,7 +75,7 @@ pub(crate) enum Owner {
 }
 
 impl Volumes {
-    /// Opens all volumes, recovering them from the store's roots and the journals in a directory.
+    /// Opens all volumes, recovering them from the store's roots and the journals in a directory of the host.
     ///
     /// # Errors
     /// Records or journals that cannot be read or understood. A torn end of a journal is no error.
@@ -85,10 +85,25 @@ impl Volumes {
         source: Arc<dyn ChunkSource>,
         options: VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
+        Self::open_on(Host::shared(), directory, store, source, options)
+    }
+
+    /// Opens all volumes, whose journals lie in a directory of some file system.
+    ///
+    /// # Errors
+    /// As [`Volumes::open`].
+    pub fn open_on(
+        medium: Arc<dyn Medium>,
+        directory: &Path,
+        store: Arc<dyn ChunkStore>,
+        source: Arc<dyn ChunkSource>,
+        options: VolumeOptions,
+    ) -> Result<Arc<Self>, VolumeError> {
         let context = Context {
             store,
             source,
             nodes: NodeCache::new(options.node_cache_bytes),
+            medium,
             layers: directory.join("layers"),
             workers: Workers::new(WORKERS),
             journal_limit_bytes: options.journal_limit_bytes,
@@ -210,7 +225,7 @@ impl Volumes {
         self.context.store.roots().apply(changes)?;
         volume.close();
         self.registry.write().volumes.remove(name);
-        delete_journals(&freed);
+        self.context.delete_journals(&freed);
         Ok(())
     }
 
@@ -228,7 +243,7 @@ impl Volumes {
         self.context.store.roots().apply(changes)?;
         frozen.cell.close();
         self.registry.write().frozen.remove(&id);
-        delete_journals(&freed);
+        self.context.delete_journals(&freed);
         Ok(())
     }
 
@@ -322,7 +337,7 @@ impl Volumes {
     }
 
     fn new_layer(&self, secret: Secret, first_sequence: u64) -> Result<Layer, VolumeError> {
-        Ok(Layer::new(&self.context.layers, LayerId(random()?), secret, first_sequence))
+        Ok(Layer::new(&self.context.medium, &self.context.layers, LayerId(random()?), secret, first_sequence))
     }
 }
 
@@ -348,13 +363,6 @@ impl Exchange {
 /// Those of some layers that nothing refers to.
 pub(crate) fn unreferenced(layers: &[Arc<Layer>], kept: &BTreeSet<LayerId>) -> Vec<Arc<Layer>> {
     layers.iter().filter(|layer| !kept.contains(&layer.id())).cloned().collect()
-}
-
-/// Deletes journals that no record refers to any more. One that stays is deleted when the volumes are next opened.
-pub(crate) fn delete_journals(layers: &[Arc<Layer>]) {
-    for layer in layers {
-        journal::delete(layer.journal.path());
-    }
 }
 
 pub(crate) fn random<const BYTES: usize>() -> Result<[u8; BYTES], VolumeError> {

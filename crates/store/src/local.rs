@@ -20,6 +20,7 @@ mod disk;
 mod fjall_index;
 mod hot;
 mod index;
+mod memory_index;
 mod pack;
 mod pending;
 mod recovery;
@@ -34,12 +35,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use format::codec::Compressor;
 use format::{Codec, Stored};
+use medium::{Host, Medium};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
 use self::committer::Core;
 use self::directory::Directory;
 use self::hot::HotTier;
+use self::recovery::IndexPlace;
 use self::roots_log::RootsLog;
 use crate::{
     ChunkStore, Domain, Domains, Key, Kind, Put, RootChange, Roots, StoreError, StoreStatistics, checked_plain,
@@ -105,10 +108,30 @@ impl LocalStore {
     /// [`StoreError::InUse`], [`StoreError::Newer`], [`StoreError::NotAStore`], [`StoreError::Damaged`] for what cannot
     /// be rebuilt, and failures of the file system.
     pub fn open(directory: impl AsRef<Path>, options: LocalOptions) -> Result<Arc<Self>, StoreError> {
-        let directory = Directory::open(directory.as_ref())?;
+        let directory = Directory::open(Host::shared(), directory.as_ref())?;
+        let index = IndexPlace::Host(directory.index_path());
+        Self::assemble(directory, index, &options)
+    }
+
+    /// Opens the store in a directory of a medium that is not the host, or makes one there. Its index is in memory,
+    /// built from the packs at every opening, and it has no hot tier.
+    ///
+    /// # Errors
+    /// As [`open`](LocalStore::open).
+    pub fn open_on(
+        medium: Arc<dyn Medium>,
+        directory: impl AsRef<Path>,
+        options: LocalOptions,
+    ) -> Result<Arc<Self>, StoreError> {
+        let directory = Directory::open(medium, directory.as_ref())?;
+        let index = IndexPlace::Memory(directory.path.clone());
+        Self::assemble(directory, index, &LocalOptions { hot_bytes: 0, ..options })
+    }
+
+    fn assemble(directory: Directory, index: IndexPlace, options: &LocalOptions) -> Result<Arc<Self>, StoreError> {
         let hot = HotTier::new(&directory.path, options.hot_bytes, options.reserve_bytes);
-        let roots = RootsLog::open(&directory.roots_path())?;
-        let (core, recovery) = Core::open(directory, &options)?;
+        let roots = RootsLog::open(directory.medium.clone(), &directory.roots_path())?;
+        let (core, recovery) = Core::open(directory, index, options)?;
         let core = Arc::new(core);
         let roots = LocalRoots { core: core.clone(), log: roots };
         let items = usize::try_from(options.cache_bytes / types::CHUNK_BYTES as u64).unwrap_or(usize::MAX);
@@ -121,7 +144,7 @@ impl LocalStore {
     /// # Errors
     /// As [`open`](LocalStore::open); a directory without a store is [`StoreError::NotAStore`].
     pub fn rebuild_index(directory: impl AsRef<Path>) -> Result<RecoveryReport, StoreError> {
-        let directory = Directory::open_existing(directory.as_ref())?;
+        let directory = Directory::open_existing(Host::shared(), directory.as_ref())?;
         Core::rebuild(directory)
     }
 

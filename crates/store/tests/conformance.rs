@@ -4,6 +4,7 @@
 
 use std::sync::Arc;
 
+use medium::Host;
 use store::{LocalOptions, LocalStore, MemoryStore, conformance};
 
 #[test]
@@ -34,4 +35,13 @@ fn in_a_directory_of_many_small_packs_without_cache() {
 #[test]
 fn in_a_directory_with_a_hot_tier_of_few_chunks() {
     local(LocalOptions { pack_bytes: 1 << 20, cache_bytes: 0, hot_bytes: 4 << 16, reserve_bytes: 0 });
+}
+
+#[test]
+fn on_a_medium_with_the_index_in_memory() {
+    conformance::check(&|| {
+        let directory = tempfile::tempdir().unwrap();
+        let options = LocalOptions { pack_bytes: 50_000, reserve_bytes: 0, ..LocalOptions::default() };
+        Box::new(move || LocalStore::open_on(Host::shared(), directory.path().join("made/store"), options).unwrap())
+    });
 }

@@ -12,12 +12,11 @@ use format::pack::{MAX_PACK_BYTES, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, Recor
 
 use super::LocalOptions;
 use super::directory::Directory;
-use super::disk::{allocated_bytes, failed, sync_directory};
-use super::fjall_index::FjallIndex;
+use super::disk::{allocated_bytes, directory_bytes, failed, sync_directory};
 use super::index::{Checkpoint, Entry, Index, IndexError, State, index_error, is_passing};
-use super::pack::{Packs, pack_path};
+use super::pack::Packs;
 use super::pending::Pending;
-use super::recovery::{IndexPlace, OpenIndex, Recovered, RecoveryReport, recover, set_index_aside, store_tag};
+use super::recovery::{IndexPlace, Recovered, RecoveryReport, recover, set_index_aside, store_tag};
 use super::writer::{Dirty, Unsynced, Writer, seal};
 use crate::{Domain, Key, Put, StoreError, StoreStatistics};
 
@@ -58,17 +57,12 @@ struct SealedBytes {
 }
 
 impl Core {
-    pub(crate) fn open(directory: Directory, options: &LocalOptions) -> Result<(Self, RecoveryReport), StoreError> {
-        Self::open_with(directory, options, FjallIndex::open)
-    }
-
-    pub(crate) fn open_with(
+    pub(crate) fn open(
         directory: Directory,
+        index_place: IndexPlace,
         options: &LocalOptions,
-        engine: OpenIndex,
     ) -> Result<(Self, RecoveryReport), StoreError> {
-        let packs = Arc::new(Packs::new(directory.packs_path(), directory.secret));
-        let index_place = IndexPlace { directory: directory.index_path(), engine };
+        let packs = Arc::new(Packs::new(directory.medium.clone(), directory.packs_path(), directory.secret));
         let Recovered { index, state, open, next_number, report } = recover(&index_place, &packs, None)?;
         let smallest = (PACK_HEADER_BYTES + RECORD_HEADER_BYTES) as u64;
         let limits = (options.pack_bytes.clamp(smallest, MAX_PACK_BYTES), options.reserve_bytes);
@@ -91,8 +85,8 @@ impl Core {
 
     /// Builds the index anew.
     pub(crate) fn rebuild(directory: Directory) -> Result<RecoveryReport, StoreError> {
-        let packs = Packs::new(directory.packs_path(), directory.secret);
-        let place = IndexPlace { directory: directory.index_path(), engine: FjallIndex::open };
+        let packs = Packs::new(directory.medium.clone(), directory.packs_path(), directory.secret);
+        let place = IndexPlace::Host(directory.index_path());
         set_index_aside(&place)?;
         let mut report = recover(&place, &packs, None)?.report;
         report.index_rebuilt = true;
@@ -264,7 +258,7 @@ impl Core {
                 tracing::warn!(%error, pack = %pack.path.display(), "a full pack stays without its footer");
             }
         }
-        if unsynced.directory { sync_directory(&self.packs.directory) } else { Ok(()) }
+        if unsynced.directory { sync_directory(&*self.packs.medium, &self.packs.directory) } else { Ok(()) }
     }
 
     pub(crate) fn statistics(&self) -> Result<StoreStatistics, StoreError> {
@@ -272,15 +266,16 @@ impl Core {
         let current = self.current_pack.load(Ordering::Acquire);
         let mut sealed = self.sealed.lock().unwrap_or_else(PoisonError::into_inner);
         while sealed.next < current {
-            sealed.bytes += allocated_bytes(&pack_path(&self.packs.directory, sealed.next))?;
+            sealed.bytes += allocated_bytes(&*self.packs.medium, &self.packs.path(sealed.next))?;
             sealed.next += 1;
         }
         let mut allocated = sealed.bytes;
         for number in current..=self.lock_writer().position().pack {
-            allocated += allocated_bytes(&pack_path(&self.packs.directory, number))?;
+            allocated += allocated_bytes(&*self.packs.medium, &self.packs.path(number))?;
         }
-        for path in [self.directory.index_path(), self.directory.roots_path()] {
-            allocated += allocated_bytes(&path)?;
+        allocated += allocated_bytes(&*self.packs.medium, &self.directory.roots_path())?;
+        if let IndexPlace::Host(path) = &self.index_place {
+            allocated += directory_bytes(path)?;
         }
         Ok(StoreStatistics {
             objects: totals.objects,

@@ -1,13 +1,14 @@
 //! The directory of a store: made whole or not at all, locked, and of a version that is understood.
 
-use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use format::features::{FormatFileError, MAX_FORMAT_FILE_BYTES, StoreFormat};
 use format::pack::PackSecret;
+use medium::{Lock, Medium, Open};
 
-use super::disk::{create_directory, failed, sync_directory, write_atomically};
+use super::disk::{create_directory, failed, sync_directory, sync_parent};
 use super::pack::list_packs;
 use super::roots_log::{RootsLog, random_secret};
 use crate::StoreError;
@@ -21,33 +22,38 @@ const ROOTS: &str = "roots";
 /// A store's directory, locked as long as this lives.
 #[derive(Debug)]
 pub(crate) struct Directory {
+    pub(crate) medium: Arc<dyn Medium>,
     pub(crate) path: PathBuf,
     pub(crate) secret: PackSecret,
-    _lock: File,
+    _lock: Box<dyn Lock>,
 }
 
 impl Directory {
     /// Opens a store's directory, or makes a store in it.
-    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
-        create_directory(path)?;
-        let fresh = !fs::exists(path.join(FORMAT)).map_err(failed("examine", path))?;
+    pub(crate) fn open(medium: Arc<dyn Medium>, path: &Path) -> Result<Self, StoreError> {
+        create_directory(&*medium, path)?;
+        let fresh = !is_store(&*medium, path)?;
         if fresh {
-            require_no_other_files(path)?;
+            require_no_other_files(&*medium, path)?;
         }
-        let lock = lock(path)?;
+        let lock = lock(&*medium, path)?;
         // Another process may have made the store before the lock was ours.
-        if fresh && !fs::exists(path.join(FORMAT)).map_err(failed("examine", path))? {
-            create(path)?;
+        if fresh && !is_store(&*medium, path)? {
+            create(&*medium, path)?;
         }
-        Ok(Self { path: path.to_owned(), secret: read_format(path)?, _lock: lock })
+        let secret = read_format(&*medium, path)?;
+        // What a killed process had made counts from now on, so it must survive the loss of power from now on.
+        sync_directory(&*medium, path)?;
+        sync_parent(&*medium, path)?;
+        Ok(Self { medium, path: path.to_owned(), secret, _lock: lock })
     }
 
     /// Opens a store's directory.
-    pub(crate) fn open_existing(path: &Path) -> Result<Self, StoreError> {
-        if !fs::exists(path.join(FORMAT)).map_err(failed("examine", path))? {
+    pub(crate) fn open_existing(medium: Arc<dyn Medium>, path: &Path) -> Result<Self, StoreError> {
+        if !is_store(&*medium, path)? {
             return Err(StoreError::NotAStore { path: path.to_owned() });
         }
-        Self::open(path)
+        Self::open(medium, path)
     }
 
     pub(crate) fn packs_path(&self) -> PathBuf {
@@ -63,14 +69,17 @@ impl Directory {
     }
 }
 
+fn is_store(medium: &dyn Medium, path: &Path) -> Result<bool, StoreError> {
+    medium.exists(&path.join(FORMAT)).map_err(failed("examine", path))
+}
+
 /// Refuses to make a store among other things. What a broken-off creation leaves behind is taken over.
-fn require_no_other_files(path: &Path) -> Result<(), StoreError> {
-    for entry in fs::read_dir(path).map_err(failed("list", path))? {
-        let name = entry.map_err(failed("list", path))?.file_name();
+fn require_no_other_files(medium: &dyn Medium, path: &Path) -> Result<(), StoreError> {
+    for name in medium.list(path).map_err(failed("list", path))? {
         let ours = name.to_str().and_then(|name| name.strip_suffix(".new").or(Some(name)));
         match ours {
             Some(FORMAT | LOCK | ROOTS) => {}
-            Some(PACKS) if list_packs(&path.join(PACKS))?.is_empty() => {}
+            Some(PACKS) if list_packs(medium, &path.join(PACKS))?.is_empty() => {}
             Some(PACKS) => {
                 let what = "the format file is missing, and with it the version of the store,".to_owned();
                 return Err(StoreError::Damaged { what, path: path.to_owned() });
@@ -81,36 +90,34 @@ fn require_no_other_files(path: &Path) -> Result<(), StoreError> {
     Ok(())
 }
 
-fn lock(path: &Path) -> Result<File, StoreError> {
+fn lock(medium: &dyn Medium, path: &Path) -> Result<Box<dyn Lock>, StoreError> {
     let file_path = path.join(LOCK);
-    let mut options = fs::OpenOptions::new();
-    let options = options.read(true).write(true).create(true).truncate(false);
-    let file = options.open(&file_path).map_err(failed("open", &file_path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(StoreError::InUse { path: path.to_owned() }),
-        Err(TryLockError::Error(error)) => Err(failed("lock", &file_path)(error)),
-    }
+    medium.lock(&file_path).map_err(|error| match error.kind() {
+        ErrorKind::WouldBlock => StoreError::InUse { path: path.to_owned() },
+        _ => failed("lock", &file_path)(error),
+    })
 }
 
 /// Makes a store; the format file comes last, and with it the store is there.
-fn create(path: &Path) -> Result<(), StoreError> {
-    create_directory(&path.join(PACKS))?;
-    RootsLog::create(&path.join(ROOTS))?;
+fn create(medium: &dyn Medium, path: &Path) -> Result<(), StoreError> {
+    create_directory(medium, &path.join(PACKS))?;
+    RootsLog::create(medium, &path.join(ROOTS))?;
     let format = StoreFormat::new(random_secret(path)?);
-    write_atomically(&path.join(FORMAT), format.encode().as_bytes())?;
-    match path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        Some(parent) => sync_directory(parent),
-        None => Ok(()),
-    }
+    let file_path = path.join(FORMAT);
+    medium.replace(&file_path, format.encode().as_bytes()).map(drop).map_err(failed("write", &file_path))
 }
 
-fn read_format(path: &Path) -> Result<PackSecret, StoreError> {
+fn read_format(medium: &dyn Medium, path: &Path) -> Result<PackSecret, StoreError> {
     let file_path = path.join(FORMAT);
-    let mut bytes = Vec::new();
-    let limit = MAX_FORMAT_FILE_BYTES as u64 + 1;
-    let read = |file: File| -> io::Result<usize> { file.take(limit).read_to_end(&mut bytes) };
-    File::open(&file_path).and_then(read).map_err(failed("read", &file_path))?;
+    // One byte more than there can be tells a file that is too long.
+    let read = || -> std::io::Result<Vec<u8>> {
+        let file = medium.open(&file_path, Open::Existing)?;
+        let length = usize::try_from(file.length()?).unwrap_or(usize::MAX).min(MAX_FORMAT_FILE_BYTES + 1);
+        let mut bytes = vec![0; length];
+        file.read_exact_at(&mut bytes, 0)?;
+        Ok(bytes)
+    };
+    let bytes = read().map_err(failed("read", &file_path))?;
     let newer = |what: String| StoreError::Newer { path: path.to_owned(), what };
     let format = StoreFormat::decode(&bytes).map_err(|error| match error {
         FormatFileError::Newer(_) => newer(error.to_string()),

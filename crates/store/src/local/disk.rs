@@ -1,9 +1,11 @@
 //! File operations whose failures name what was tried, and where.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use medium::{Medium, Open};
 
 use crate::StoreError;
 
@@ -20,37 +22,40 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
-/// Creates a directory, with its parents, for the owner alone.
-pub(crate) fn create_directory(path: &Path) -> Result<(), StoreError> {
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed("create directory", path))
+/// Creates a directory, durably, with those above it that are missing.
+pub(crate) fn create_directory(medium: &dyn Medium, path: &Path) -> Result<(), StoreError> {
+    let mut missing: Vec<PathBuf> = Vec::new();
+    for directory in path.ancestors().filter(|directory| !directory.as_os_str().is_empty()) {
+        if medium.exists(directory).map_err(failed("examine", directory))? {
+            break;
+        }
+        missing.push(directory.to_owned());
+    }
+    medium.create_directory(path).map_err(failed("create directory", path))?;
+    missing.iter().try_for_each(|directory| sync_parent(medium, directory))
 }
 
 /// Makes the names in a directory durable.
-pub(crate) fn sync_directory(path: &Path) -> Result<(), StoreError> {
-    File::open(path).and_then(|directory| directory.sync_all()).map_err(failed("synchronise directory", path))
+pub(crate) fn sync_directory(medium: &dyn Medium, path: &Path) -> Result<(), StoreError> {
+    medium.sync_directory(path).map_err(failed("synchronise directory", path))
 }
 
-/// Replaces a file's content, all or nothing, durably.
-pub(crate) fn write_atomically(path: &Path, bytes: &[u8]) -> Result<File, StoreError> {
-    let temporary = path.with_extension("new");
-    let directory = path.parent().unwrap_or(Path::new("."));
-    let write = || {
-        let mut options = fs::OpenOptions::new();
-        let mut file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        Ok(file)
-    };
-    let file = write().map_err(failed("write", &temporary)).inspect_err(|_| drop(fs::remove_file(&temporary)))?;
-    fs::rename(&temporary, path).map_err(failed("replace", path))?;
-    sync_directory(directory)?;
-    Ok(file)
+/// Makes a name durable.
+pub(crate) fn sync_parent(medium: &dyn Medium, path: &Path) -> Result<(), StoreError> {
+    path.parent().map_or(Ok(()), |parent| sync_directory(medium, parent))
 }
 
 /// How many bytes the file system can still give to us.
-pub(crate) fn available_bytes(path: &Path) -> Result<u64, StoreError> {
-    let status = rustix::fs::statvfs(path).map_err(|error| failed("ask for the room in", path)(error.into()))?;
-    Ok(status.f_bavail.saturating_mul(status.f_frsize))
+pub(crate) fn available_bytes(medium: &dyn Medium, path: &Path) -> Result<u64, StoreError> {
+    Ok(medium.room(path).map_err(failed("ask for the room in", path))?.available_bytes)
+}
+
+/// How many bytes a file takes on the medium. One that has vanished takes none.
+pub(crate) fn allocated_bytes(medium: &dyn Medium, path: &Path) -> Result<u64, StoreError> {
+    match medium.open(path, Open::Existing).and_then(|file| file.allocated_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        bytes => bytes.map_err(failed("examine", path)),
+    }
 }
 
 /// How many bytes the file system of an open file can still give to us, and how many it has in all.
@@ -59,8 +64,8 @@ pub(crate) fn room(file: &File) -> io::Result<(u64, u64)> {
     Ok((status.f_bavail.saturating_mul(status.f_frsize), status.f_blocks.saturating_mul(status.f_frsize)))
 }
 
-/// How many bytes a file, or everything in a directory, takes on the medium. What vanishes meanwhile takes none.
-pub(crate) fn allocated_bytes(path: &Path) -> Result<u64, StoreError> {
+/// How many bytes a directory of the host takes with everything in it. What vanishes meanwhile takes none.
+pub(crate) fn directory_bytes(path: &Path) -> Result<u64, StoreError> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(0),
@@ -74,7 +79,7 @@ pub(crate) fn allocated_bytes(path: &Path) -> Result<u64, StoreError> {
             Err(error) => return Err(failed("list", path)(error)),
         };
         for entry in entries {
-            bytes += allocated_bytes(&entry.map_err(failed("list", path))?.path())?;
+            bytes += directory_bytes(&entry.map_err(failed("list", path))?.path())?;
         }
     }
     Ok(bytes)

@@ -2,9 +2,7 @@
 //!
 //! Nothing read from it is believed before the record's checksum and the object's hash were checked.
 
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,6 +12,7 @@ use format::pack::{
     FooterEntry, PACK_HEADER_BYTES, PackError, PackHeader, PackSecret, RECORD_HEADER_BYTES, RecordHeader, RecordType,
     TRAILER_BYTES, decode_footer, decode_trailer,
 };
+use medium::{File, Medium, Open};
 use quick_cache::sync::Cache;
 
 use super::disk::failed;
@@ -28,22 +27,20 @@ const OPEN_PACKS: usize = 128;
 pub(crate) struct Pack {
     pub(crate) number: u32,
     pub(crate) path: PathBuf,
-    pub(crate) file: File,
+    pub(crate) file: Arc<dyn File>,
     pub(crate) secret: PackSecret,
     /// The header could not be read, and the secret is the store's: read what can be read, append nothing.
     pub(crate) header_damaged: bool,
 }
 
-/// The file of a pack.
-pub(crate) fn pack_path(directory: &Path, number: u32) -> PathBuf {
+fn pack_path(directory: &Path, number: u32) -> PathBuf {
     directory.join(format!("{number:08}.pack"))
 }
 
 /// The numbers of all packs in a directory, ascending.
-pub(crate) fn list_packs(directory: &Path) -> Result<Vec<u32>, StoreError> {
+pub(crate) fn list_packs(medium: &dyn Medium, directory: &Path) -> Result<Vec<u32>, StoreError> {
     let mut numbers = Vec::new();
-    for entry in fs::read_dir(directory).map_err(failed("list", directory))? {
-        let name = entry.map_err(failed("list", directory))?.file_name();
+    for name in medium.list(directory).map_err(failed("list", directory))? {
         let number = name.to_str().and_then(|name| name.strip_suffix(".pack")).and_then(|number| number.parse().ok());
         numbers.extend(number.filter(|number| pack_path(directory, *number).file_name() == Some(&name)));
     }
@@ -53,23 +50,20 @@ pub(crate) fn list_packs(directory: &Path) -> Result<Vec<u32>, StoreError> {
 
 impl Pack {
     /// Creates a pack with its header. The directory must be synchronised before its content counts.
-    pub(crate) fn create(directory: &Path, number: u32, secret: PackSecret) -> Result<Arc<Self>, StoreError> {
-        let path = pack_path(directory, number);
-        let mut options = fs::OpenOptions::new();
-        let options = options.read(true).write(true).create_new(true).mode(0o600);
-        let file = options.open(&path).map_err(failed("create", &path))?;
-        if let Err(error) = file.write_all_at(&PackHeader { number, secret }.encode(), 0) {
-            drop(fs::remove_file(&path));
+    pub(crate) fn create(packs: &Packs, number: u32) -> Result<Arc<Self>, StoreError> {
+        let (path, secret) = (packs.path(number), packs.secret);
+        let file = packs.medium.open(&path, Open::New).map_err(failed("create", &path))?;
+        if let Err(error) = file.write_all_at(&[&PackHeader { number, secret }.encode()], 0) {
+            drop(packs.medium.remove(&path));
             return Err(failed("write", &path)(error));
         }
         Ok(Arc::new(Self { number, path, file, secret, header_damaged: false }))
     }
 
     /// Opens a pack. Where its header is damaged, the store's secret stands in.
-    pub(crate) fn open(directory: &Path, number: u32, store_secret: &PackSecret) -> Result<Arc<Self>, StoreError> {
-        let path = pack_path(directory, number);
-        let mut options = fs::OpenOptions::new();
-        let file = options.read(true).write(true).open(&path).map_err(failed("open", &path))?;
+    pub(crate) fn open(packs: &Packs, number: u32) -> Result<Arc<Self>, StoreError> {
+        let path = packs.path(number);
+        let file = packs.medium.open(&path, Open::Existing).map_err(failed("open", &path))?;
         let mut header = [0; PACK_HEADER_BYTES];
         let read = file.read_exact_at(&mut header, 0);
         if let Some(error) = read.err().filter(|error| error.kind() != io::ErrorKind::UnexpectedEof) {
@@ -78,14 +72,14 @@ impl Pack {
         let (secret, header_damaged) = match PackHeader::decode(&header) {
             Ok(header) if header.number == number => (header.secret, false),
             Err(error @ PackError::Newer(_)) => return Err(StoreError::Newer { path, what: error.to_string() }),
-            Ok(_) | Err(_) => (*store_secret, true),
+            Ok(_) | Err(_) => (packs.secret, true),
         };
         Ok(Arc::new(Self { number, path, file, secret, header_damaged }))
     }
 
     /// The file's length, in bytes.
     pub(crate) fn length(&self) -> Result<u64, StoreError> {
-        Ok(self.file.metadata().map_err(failed("examine", &self.path))?.len())
+        self.file.length().map_err(failed("examine", &self.path))
     }
 
     /// Reads bytes; `None` where the file ends before them.
@@ -151,18 +145,24 @@ pub(crate) fn checked_content(key: &Key, header: &RecordHeader, content: Bytes) 
 /// The packs of a store, opened when they are read.
 #[derive(Debug)]
 pub(crate) struct Packs {
+    pub(crate) medium: Arc<dyn Medium>,
     pub(crate) directory: PathBuf,
     pub(crate) secret: PackSecret,
     open: Cache<u32, Arc<Pack>>,
 }
 
 impl Packs {
-    pub(crate) fn new(directory: PathBuf, secret: PackSecret) -> Self {
-        Self { directory, secret, open: Cache::new(OPEN_PACKS) }
+    pub(crate) fn new(medium: Arc<dyn Medium>, directory: PathBuf, secret: PackSecret) -> Self {
+        Self { medium, directory, secret, open: Cache::new(OPEN_PACKS) }
+    }
+
+    /// The file of a pack.
+    pub(crate) fn path(&self, number: u32) -> PathBuf {
+        pack_path(&self.directory, number)
     }
 
     /// Opens a pack, or returns it where it is open.
     pub(crate) fn pack(&self, number: u32) -> Result<Arc<Pack>, StoreError> {
-        self.open.get_or_insert_with(&number, || Pack::open(&self.directory, number, &self.secret))
+        self.open.get_or_insert_with(&number, || Pack::open(self, number))
     }
 }

@@ -13,7 +13,9 @@ use std::sync::Arc;
 use format::pack::{FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordType};
 
 use super::disk::{failed, sync_directory};
+use super::fjall_index::FjallIndex;
 use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals, index_error, is_passing};
+use super::memory_index::MemoryIndex;
 use super::pack::{Pack, Packs, list_packs};
 use super::scan::{Check, Found, key_of, scan};
 use super::writer::OpenPack;
@@ -24,9 +26,6 @@ const BATCH_ENTRIES: usize = 4096;
 
 /// How many damaged places a report names; all are counted.
 const MAX_NAMED_DAMAGES: usize = 100;
-
-/// Opens an index engine in a directory.
-pub(crate) type OpenIndex = fn(&Path) -> Result<Box<dyn Index>, IndexError>;
 
 /// A damaged place in a pack.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,11 +67,33 @@ pub(crate) struct Recovered {
     pub(crate) report: RecoveryReport,
 }
 
-/// Where the index lies and which engine it is in.
+/// Where the index lies.
 #[derive(Clone, Debug)]
-pub(crate) struct IndexPlace {
-    pub(crate) directory: PathBuf,
-    pub(crate) engine: OpenIndex,
+pub(crate) enum IndexPlace {
+    /// In a directory of the host.
+    Host(PathBuf),
+    /// In memory, and built anew at every opening: the medium under the packs is not the host. The path is the store's.
+    Memory(PathBuf),
+}
+
+impl IndexPlace {
+    fn open(&self) -> Result<Box<dyn Index>, IndexError> {
+        match self {
+            Self::Host(directory) => FjallIndex::open(directory),
+            Self::Memory(_) => Ok(Box::new(MemoryIndex::default())),
+        }
+    }
+
+    /// Whether there is an index from earlier.
+    fn is_there(&self) -> bool {
+        matches!(self, Self::Host(directory) if fs::exists(directory).unwrap_or(true))
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            Self::Host(path) | Self::Memory(path) => path,
+        }
+    }
 }
 
 /// Opens the index and brings it up to the packs, or to `limit` where the store is in use. An index that fails over its
@@ -80,7 +101,7 @@ pub(crate) struct IndexPlace {
 pub(crate) fn recover(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Result<Recovered, StoreError> {
     match attempt(place, packs, limit) {
         Err(StoreError::Index(error)) if !is_passing(&error) => {
-            tracing::warn!(%error, index = %place.directory.display(), "chunk index failed and is rebuilt");
+            tracing::warn!(%error, index = %place.path().display(), "chunk index failed and is rebuilt");
             set_index_aside(place)?;
             attempt(place, packs, limit)
         }
@@ -89,18 +110,18 @@ pub(crate) fn recover(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoin
 }
 
 fn attempt(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Result<Recovered, StoreError> {
-    let numbers = list_packs(&packs.directory)?;
+    let numbers = list_packs(&*packs.medium, &packs.directory)?;
     let (index, state, rebuilt) = open_index(place, packs, &numbers)?;
     let report = RecoveryReport { index_rebuilt: rebuilt, packs: numbers.len() as u64, ..RecoveryReport::default() };
-    let mut replay = Replay { index, directory: &place.directory, batch: BTreeMap::new(), state, report };
-    sync_directory(&packs.directory)?;
+    let mut replay = Replay { index, packs, directory: place.path(), batch: BTreeMap::new(), state, report };
+    sync_directory(&*packs.medium, &packs.directory)?;
     let mut open = None;
     let last = numbers.last().copied().unwrap_or(0);
     for number in numbers {
         if number < state.checkpoint.pack || limit.is_some_and(|limit| number > limit.pack) {
             continue;
         }
-        let pack = Pack::open(&packs.directory, number, &packs.secret)?;
+        let pack = Pack::open(packs, number)?;
         open = replay.pack(&pack, limit, number == last)?;
     }
     replay.flush()?;
@@ -110,13 +131,14 @@ fn attempt(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Resu
 
 /// Moves the index away, so that the next opening builds it anew. One such index is kept, to be looked at.
 pub(crate) fn set_index_aside(place: &IndexPlace) -> Result<(), StoreError> {
-    if !fs::exists(&place.directory).map_err(failed("examine", &place.directory))? {
+    let IndexPlace::Host(directory) = place else { return Ok(()) };
+    if !fs::exists(directory).map_err(failed("examine", directory))? {
         return Ok(());
     }
-    let aside = place.directory.with_extension("damaged");
+    let aside = directory.with_extension("damaged");
     match fs::remove_dir_all(&aside) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &aside)(error)),
-        _ => fs::rename(&place.directory, &aside).map_err(failed("move aside", &place.directory)),
+        _ => fs::rename(directory, &aside).map_err(failed("move aside", directory)),
     }
 }
 
@@ -129,25 +151,25 @@ pub(crate) fn store_tag(packs: &Packs) -> [u8; 8] {
 
 fn open_index(place: &IndexPlace, packs: &Packs, numbers: &[u32]) -> Result<(Box<dyn Index>, State, bool), StoreError> {
     let usable = || -> Result<(Box<dyn Index>, State), IndexError> {
-        let index = (place.engine)(&place.directory)?;
+        let index = place.open()?;
         let state = index.state()?.ok_or("the index is empty")?;
         fits(&state, packs)?;
         Ok((index, state))
     };
-    if fs::exists(&place.directory).unwrap_or(true) {
+    if place.is_there() {
         match usable() {
             Ok((index, state)) => return Ok((index, state, false)),
-            Err(error) if is_passing(&error) => return Err(index_error(&place.directory)(error)),
-            Err(error) => tracing::warn!(%error, index = %place.directory.display(), "chunk index is rebuilt"),
+            Err(error) if is_passing(&error) => return Err(index_error(place.path())(error)),
+            Err(error) => tracing::warn!(%error, index = %place.path().display(), "chunk index is rebuilt"),
         }
-    } else if !numbers.is_empty() {
-        tracing::warn!(index = %place.directory.display(), "chunk index is missing and is rebuilt");
+    } else if !numbers.is_empty() && matches!(place, IndexPlace::Host(_)) {
+        tracing::warn!(index = %place.path().display(), "chunk index is missing and is rebuilt");
     }
     set_index_aside(place)?;
-    let index = (place.engine)(&place.directory).map_err(index_error(&place.directory))?;
+    let index = place.open().map_err(index_error(place.path()))?;
     let state = State { store_tag: store_tag(packs), checkpoint: Checkpoint::default(), totals: Totals::default() };
     // An index without state would be taken for a damaged one.
-    index.apply(&BTreeMap::new(), &state).map_err(index_error(&place.directory))?;
+    index.apply(&BTreeMap::new(), &state).map_err(index_error(place.path()))?;
     Ok((index, state, !numbers.is_empty()))
 }
 
@@ -160,7 +182,7 @@ fn fits(state: &State, packs: &Packs) -> Result<(), IndexError> {
     if pack == 0 {
         return Ok(());
     }
-    let length = Pack::open(&packs.directory, pack, &packs.secret)?.length()?;
+    let length = Pack::open(packs, pack)?.length()?;
     if length < end { Err(format!("pack {pack} is shorter than it was at the last commit").into()) } else { Ok(()) }
 }
 
@@ -170,6 +192,7 @@ fn never_written(pack: &Pack) -> Result<bool, StoreError> {
 }
 
 struct Replay<'a> {
+    packs: &'a Packs,
     index: Box<dyn Index>,
     directory: &'a Path,
     batch: BTreeMap<Key, Entry>,
@@ -229,13 +252,13 @@ impl Replay<'_> {
         }
         if pack.header_damaged {
             if !begun && self.state.checkpoint.records == 0 && never_written(pack)? {
-                fs::remove_file(&pack.path).map_err(failed("remove", &pack.path))?;
+                self.packs.medium.remove(&pack.path).map_err(failed("remove", &pack.path))?;
                 self.state.checkpoint = before;
             }
             return Ok(None);
         }
         if scanned.torn_bytes > 0 {
-            pack.file.set_len(scanned.end).map_err(failed("truncate", &pack.path))?;
+            pack.file.set_length(scanned.end).map_err(failed("truncate", &pack.path))?;
         }
         let records = self.state.checkpoint.records;
         Ok(Some(OpenPack { pack: pack.clone(), end: scanned.end, records }))

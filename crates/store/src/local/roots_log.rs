@@ -4,16 +4,15 @@
 //! old one's place in one step, when most of it is outdated, or after a write that failed in an unknown state.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use format::pack::PackSecret;
 use format::roots::{ROOTS_HEADER_BYTES, RootsError, TRANSACTION_MAGIC, Transaction, decode_header, encode_header};
+use medium::{File, Medium, Open};
 
-use super::disk::{failed, write_atomically};
+use super::disk::{failed, sync_parent};
 use crate::roots::{check_changes, list_prefix};
 use crate::{RootChange, StoreError};
 
@@ -31,6 +30,7 @@ const RECORD_OVERHEAD_BYTES: u64 = 7;
 
 #[derive(Debug)]
 pub(crate) struct RootsLog {
+    medium: Arc<dyn Medium>,
     path: PathBuf,
     log: Mutex<Log>,
     records: RwLock<BTreeMap<String, Vec<u8>>>,
@@ -38,7 +38,7 @@ pub(crate) struct RootsLog {
 
 #[derive(Debug)]
 struct Log {
-    file: File,
+    file: Arc<dyn File>,
     secret: PackSecret,
     end: u64,
     sequence: u64,
@@ -49,14 +49,15 @@ struct Log {
 
 impl RootsLog {
     /// Creates an empty log.
-    pub(crate) fn create(path: &Path) -> Result<(), StoreError> {
-        write_atomically(path, &encode_header(&random_secret(path)?)).map(drop)
+    pub(crate) fn create(medium: &dyn Medium, path: &Path) -> Result<(), StoreError> {
+        let header = encode_header(&random_secret(path)?);
+        medium.replace(path, &header).map(drop).map_err(failed("write", path))
     }
 
     /// Opens a log; a torn transaction at its end is cut off, damage before that is an error.
-    pub(crate) fn open(path: &Path) -> Result<Self, StoreError> {
+    pub(crate) fn open(medium: Arc<dyn Medium>, path: &Path) -> Result<Self, StoreError> {
         let damaged = |what: String| StoreError::Damaged { what, path: path.to_owned() };
-        let bytes = match fs::read(path) {
+        let bytes = match medium.read(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(damaged("the roots log is missing, and with it what must be kept".to_owned()));
             }
@@ -81,17 +82,18 @@ impl RootsLog {
                 _ => break,
             }
         }
-        let file = fs::OpenOptions::new().read(true).write(true).open(path).map_err(failed("open", path))?;
+        let file = medium.open(path, Open::Existing).map_err(failed("open", path))?;
         if end < bytes.len() {
             let torn_bytes = bytes.len() - end;
             tracing::warn!(log = %path.display(), torn_bytes, "roots log ends in a change that was never acknowledged");
-            file.set_len(end as u64).map_err(failed("truncate", path))?;
+            file.set_length(end as u64).map_err(failed("truncate", path))?;
         }
         // The last transaction of a killed process counts from now on, so it must be durable from now on.
         file.sync_data().map_err(failed("synchronise", path))?;
+        sync_parent(&*medium, path)?;
         let live_bytes = records.iter().map(|(name, value)| record_bytes(name, value)).sum();
         let log = Log { file, secret, end: end as u64, sequence, live_bytes, suspect: false };
-        Ok(Self { path: path.to_owned(), log: Mutex::new(log), records: RwLock::new(records) })
+        Ok(Self { medium, path: path.to_owned(), log: Mutex::new(log), records: RwLock::new(records) })
     }
 
     pub(crate) fn get(&self, name: &str) -> Option<Vec<u8>> {
@@ -118,14 +120,14 @@ impl RootsLog {
         }
         let transaction = Transaction { sequence: log.sequence + 1, changes };
         let bytes = transaction.encode(&log.secret);
-        if let Err(error) = log.file.write_all_at(&bytes, log.end) {
+        if let Err(error) = log.file.write_all_at(&[&bytes], log.end) {
             // Where this fails too, the rest is taken for a torn tail, or overwritten.
-            log.suspect = log.file.set_len(log.end).is_err();
+            log.suspect = log.file.set_length(log.end).is_err();
             return Err(failed("write", &self.path)(error));
         }
         if let Err(error) = log.file.sync_data() {
             log.suspect = true;
-            let _ = log.file.set_len(log.end);
+            let _ = log.file.set_length(log.end);
             return Err(failed("synchronise", &self.path)(error));
         }
         log.end += bytes.len() as u64;
@@ -155,7 +157,7 @@ impl RootsLog {
         }
         sequence += 1;
         bytes.extend(Transaction { sequence, changes }.encode(&secret));
-        log.file = write_atomically(&self.path, &bytes)?;
+        log.file = self.medium.replace(&self.path, &bytes).map_err(failed("write anew", &self.path))?;
         (log.secret, log.sequence, log.end, log.suspect) = (secret, sequence, bytes.len() as u64, false);
         Ok(())
     }

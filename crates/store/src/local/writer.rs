@@ -4,7 +4,6 @@
 //! commit that has made its content durable, so that what a footer lists is there even after a loss of power. Room is kept in reserve, so that a full disk stops puts before it stops the index,
 //! the roots and the catalog.
 
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use format::pack::{
@@ -144,7 +143,7 @@ impl Writer {
 
     fn require_room(&mut self, length: u64) -> Result<(), StoreError> {
         if self.room_bytes < length {
-            let spare = available_bytes(&self.packs.directory)?.saturating_sub(self.reserve_bytes);
+            let spare = available_bytes(&*self.packs.medium, &self.packs.directory)?.saturating_sub(self.reserve_bytes);
             if spare < length {
                 return Err(StoreError::Full { path: self.packs.directory.clone() });
             }
@@ -154,7 +153,7 @@ impl Writer {
     }
 
     fn begin_pack(&mut self) -> Result<(), StoreError> {
-        let pack = Pack::create(&self.packs.directory, self.next_number, self.packs.secret)?;
+        let pack = Pack::create(&self.packs, self.next_number)?;
         self.next_number += 1;
         self.directory_dirty = true;
         self.open = Some(OpenPack { pack, end: PACK_HEADER_BYTES as u64, records: 0 });
@@ -185,9 +184,9 @@ pub(crate) fn seal(pack: &Pack, end: u64) -> Result<(), StoreError> {
 
 /// Writes at the end of a pack; what could be written only in part is cut off.
 fn write_or_cut(pack: &Pack, bytes: &[u8], end: u64) -> Result<(), StoreError> {
-    pack.file.write_all_at(bytes, end).map_err(|error| {
+    pack.file.write_all_at(&[bytes], end).map_err(|error| {
         // Where even this fails, the remainder is overwritten by the next record or passed over by the next scan.
-        let _ = pack.file.set_len(end);
+        let _ = pack.file.set_length(end);
         failed("write", &pack.path)(error)
     })
 }

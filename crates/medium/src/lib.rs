@@ -9,7 +9,9 @@
 //!
 //! Errors are the system's own ([`std::io::Error`]): who calls says what was tried, and where.
 
+pub mod conformance;
 mod host;
+pub mod simulated;
 
 use std::ffi::OsString;
 use std::fmt::Debug;
@@ -19,6 +21,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub use host::Host;
+pub use simulated::Simulated;
 
 /// How a file is opened. All are opened for reading and writing, and made for their owner alone (mode 0600).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

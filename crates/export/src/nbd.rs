@@ -3,7 +3,7 @@
 //! The server speaks fixed newstyle with structured replies (not extended headers, not TLS); see "NBD exports" in
 //! docs/protocol.md. [`protocol`] and [`option`] are the wire, `negotiation` the handshake, `connection` the loop of
 //! receive, serve and send, `transmission` what each request does, `wait` what becomes of reads whose data are
-//! elsewhere, `server` the threads around it all.
+//! elsewhere, `server` the threads around it all, `suspend` and [`state`] how another process goes on with it.
 
 mod connection;
 pub mod context;
@@ -16,8 +16,11 @@ pub mod protocol;
 pub mod refusal;
 mod reply;
 mod server;
+pub mod state;
+mod suspend;
 mod transmission;
 mod wait;
 
 pub use listen::Listen;
 pub use server::{ExportError, NbdOptions, NbdServer};
+pub use suspend::Suspended;

@@ -26,6 +26,15 @@ impl Input {
         Input { buffer: vec![0; USUAL_BYTES], start: 0, end: 0, needed: 0, unneeded: 0 }
     }
 
+    /// What another process has received and not served.
+    pub(crate) fn with(received: &[u8]) -> Input {
+        let mut input = Input::new();
+        input.buffer.resize(received.len().max(USUAL_BYTES), 0);
+        input.buffer[..received.len()].copy_from_slice(received);
+        input.end = received.len();
+        input
+    }
+
     /// What was not consumed yet.
     pub(crate) fn received(&self) -> &[u8] {
         &self.buffer[self.start..self.end]

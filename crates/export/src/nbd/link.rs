@@ -1,7 +1,9 @@
 //! One connection's socket, and how other threads reach the thread that serves it.
 //!
-//! The serving thread sleeps in a receive, or in a poll of socket and event when something else may happen. Others
-//! never touch the stream's content: they wake it, or shut the socket down, which ends its sleep.
+//! The serving thread sleeps in a receive, or in a poll of socket and event when something else may happen, or when
+//! nothing has come for a while: a receive cannot be ended from outside without ending the stream, so it ends by itself
+//! after a [`LULL`], and a busy connection never pays for a poll. Others never touch the stream's content: they wake the
+//! thread, or shut the socket down, which ends its sleep.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -12,6 +14,9 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+
+/// How long a receive or a send sleeps before it looks whether it is to be held.
+const LULL: Duration = Duration::from_millis(20);
 
 /// A wake-up call between threads.
 #[derive(Debug)]
@@ -54,11 +59,12 @@ pub(crate) struct Link {
     socket: OwnedFd,
     event: Event,
     draining: AtomicBool,
+    holding: AtomicBool,
 }
 
 impl Link {
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Link> {
-        Ok(Link { socket, event: Event::new()?, draining: AtomicBool::new(false) })
+        Ok(Link { socket, event: Event::new()?, draining: AtomicBool::new(false), holding: AtomicBool::new(false) })
     }
 
     /// Receives at least one byte, or 0 at the end of the stream.
@@ -84,6 +90,28 @@ impl Link {
         Ok(())
     }
 
+    /// Receives at least one byte, or 0 at the end of the stream; `None` if nothing has come for a [`LULL`].
+    pub(crate) fn receive_for_a_while(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match self.receive(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            result => result.map(Some),
+        }
+    }
+
+    /// Sends all, or as much as the client takes before this is to be held; how much that was.
+    pub(crate) fn send_unless_held(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut sent = 0;
+        while sent < bytes.len() {
+            match send(&self.socket, &bytes[sent..], SendFlags::NOSIGNAL) {
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if self.holding() => break,
+                Err(Errno::AGAIN) => {}
+                result => sent += result?,
+            }
+        }
+        Ok(sent)
+    }
+
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
         let mut left = bytes;
         while !left.is_empty() {
@@ -99,6 +127,24 @@ impl Link {
     pub(crate) fn set_timeout(&self, timeout: Option<Duration>) -> io::Result<()> {
         set_socket_timeout(&self.socket, Timeout::Recv, timeout)?;
         set_socket_timeout(&self.socket, Timeout::Send, timeout)?;
+        Ok(())
+    }
+
+    /// Bounds every receive and send from now on by a [`LULL`].
+    pub(crate) fn begin_transmission(&self) -> io::Result<()> {
+        self.set_timeout(Some(LULL))
+    }
+
+    /// Sleeps until another thread calls.
+    pub(crate) fn wait_for_call(&self) -> io::Result<()> {
+        let mut watched = [PollFd::new(&self.event.0, PollFlags::IN)];
+        while watched[0].revents().is_empty() {
+            match poll(&mut watched, None) {
+                Err(Errno::INTR) => {}
+                result => drop(result?),
+            }
+        }
+        self.event.clear();
         Ok(())
     }
 
@@ -147,6 +193,27 @@ impl Link {
     /// Whether no more requests are to be received.
     pub(crate) fn draining(&self) -> bool {
         self.draining.load(Ordering::Acquire)
+    }
+
+    /// Whether the serving thread is to stop between two requests.
+    pub(crate) fn holding(&self) -> bool {
+        self.holding.load(Ordering::Acquire)
+    }
+
+    /// Makes the serving thread stop between two requests, as soon as it comes there.
+    pub(crate) fn hold(&self) {
+        self.holding.store(true, Ordering::Release);
+        self.wake();
+    }
+
+    /// Ends a hold; for whoever has joined the serving thread.
+    pub(crate) fn release(&self) {
+        self.holding.store(false, Ordering::Release);
+    }
+
+    /// The socket, for another process.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone()
     }
 
     /// Lets the serving thread finish what it has received, and then end.

@@ -62,7 +62,7 @@ pub(crate) struct Listener {
     /// Where it is in truth, with the port that was chosen.
     pub(crate) listen: Listen,
     /// The socket file's device and inode.
-    file: Option<(u64, u64)>,
+    pub(crate) file: Option<(u64, u64)>,
 }
 
 impl Listener {

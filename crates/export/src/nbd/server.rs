@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,13 +16,15 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with, sockopt};
 use tokio::runtime::Handle;
+use volume::BlockDevice;
 
-use super::connection::Connection;
+use super::connection::{Connection, End, Remains};
 use super::link::{Event, Link};
 use super::listen::{Listen, Listener};
 use super::negotiation::Negotiation;
 use super::refusal::with_reasons;
-use super::transmission::Transmission;
+use super::state::StateError;
+use super::transmission::{Terms, Transmission};
 use super::wait::{WaitLimits, Waits};
 use crate::disk::Disk;
 use crate::exports::Exports;
@@ -60,9 +62,12 @@ pub enum ExportError {
     /// A thread could not be started.
     #[error("could not start a thread")]
     Thread(#[source] io::Error),
+    /// What another process handed over makes no sense.
+    #[error("could not take over the server of another process")]
+    State(#[source] StateError),
 }
 
-fn place(listen: &Listen) -> String {
+pub(super) fn place(listen: &Listen) -> String {
     match listen {
         Listen::Unix(path) => path.display().to_string(),
         Listen::Tcp(address) => address.to_string(),
@@ -99,28 +104,43 @@ impl Default for NbdOptions {
 /// A running NBD server. Dropping it stops it without grace.
 #[derive(Debug)]
 pub struct NbdServer {
-    shared: Arc<Shared>,
-    listen: Listen,
-    accepting: Option<JoinHandle<()>>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) listen: Listen,
+    accepting: Option<JoinHandle<Listener>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+pub(super) struct Shared {
     exports: Arc<dyn Exports>,
     runtime: Handle,
     options: NbdOptions,
+    /// Set when no more connections are to be accepted.
     stopping: AtomicBool,
     event: Event,
+    next: AtomicU64,
     connections: Mutex<BTreeMap<u64, Arc<Entry>>>,
-    changed: Condvar,
+    /// The connections that were held, and whose threads have ended.
+    pub(super) held: Mutex<Vec<Held>>,
+    /// Called when a connection comes out of its handshake, and when it ends.
+    pub(super) changed: Condvar,
 }
 
 /// A connection as the server sees it.
 #[derive(Debug)]
-struct Entry {
-    link: Arc<Link>,
+pub(super) struct Entry {
+    pub(super) link: Arc<Link>,
     /// The export it has chosen, or the last one that it tried to.
     export: Mutex<Option<String>>,
+    /// Whether the handshake is over.
+    pub(super) transmitting: AtomicBool,
+}
+
+/// A connection between two requests.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) link: Arc<Link>,
+    pub(super) export: String,
+    pub(super) remains: Remains,
 }
 
 impl NbdServer {
@@ -134,25 +154,60 @@ impl NbdServer {
         runtime: Handle,
         options: NbdOptions,
     ) -> Result<NbdServer, ExportError> {
+        NbdServer::new(Listener::bind(&listen)?, exports, runtime, options)
+    }
+
+    pub(super) fn new(
+        listener: Listener,
+        exports: Arc<dyn Exports>,
+        runtime: Handle,
+        options: NbdOptions,
+    ) -> Result<NbdServer, ExportError> {
+        let listen = listener.listen.clone();
         let event = Event::new().map_err(|source| ExportError::Listen { listen: listen.clone(), source })?;
-        let listener = Listener::bind(&listen)?;
         let shared = Arc::new(Shared {
             exports,
             runtime,
             options,
             stopping: AtomicBool::new(false),
             event,
+            next: AtomicU64::new(1),
             connections: Mutex::default(),
+            held: Mutex::default(),
             changed: Condvar::new(),
         });
-        let listen = listener.listen.clone();
-        let of_thread = Arc::clone(&shared);
+        let mut server = NbdServer { shared, listen, accepting: None };
+        server.accept(listener)?;
+        tracing::info!(listen = place(&server.listen), "NBD server started");
+        Ok(server)
+    }
+
+    /// Begins to accept connections.
+    pub(super) fn accept(&mut self, listener: Listener) -> Result<(), ExportError> {
+        self.shared.stopping.store(false, Ordering::Release);
+        self.shared.event.clear();
+        let shared = Arc::clone(&self.shared);
         let accepting = std::thread::Builder::new()
             .name("nbd accept".to_owned())
-            .spawn(move || of_thread.accept_all(&listener))
+            .spawn(move || {
+                shared.accept_all(&listener);
+                listener
+            })
             .map_err(ExportError::Thread)?;
-        tracing::info!(listen = place(&listen), "NBD server started");
-        Ok(NbdServer { shared, listen, accepting: Some(accepting) })
+        self.accepting = Some(accepting);
+        Ok(())
+    }
+
+    /// Ends the accepting of connections; nothing if it has ended before.
+    pub(super) fn stop_accepting(&mut self) -> Option<Listener> {
+        let accepting = self.accepting.take()?;
+        self.shared.stopping.store(true, Ordering::Release);
+        self.shared.event.wake();
+        let listener = accepting.join();
+        if listener.is_err() {
+            tracing::error!("the accepting thread of the NBD server has panicked");
+        }
+        listener.ok()
     }
 
     /// Where it listens, with the real port.
@@ -199,12 +254,8 @@ impl NbdServer {
     }
 
     fn shut_down(&mut self, grace: Duration) {
-        let Some(accepting) = self.accepting.take() else { return };
-        self.shared.stopping.store(true, Ordering::Release);
-        self.shared.event.wake();
-        if accepting.join().is_err() {
-            tracing::error!("the accepting thread of the NBD server has panicked");
-        }
+        let Some(listener) = self.stop_accepting() else { return };
+        listener.remove();
         let deadline = Instant::now() + grace;
         let mut connections = self.shared.connections();
         connections.values().for_each(|entry| entry.link.drain());
@@ -233,20 +284,22 @@ impl Entry {
     fn has_export(&self, name: &str) -> bool {
         self.export.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(name)
     }
+
+    pub(super) fn export(&self) -> String {
+        self.export.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or_default()
+    }
 }
 
 impl Shared {
-    fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Entry>>> {
+    pub(super) fn connections(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Entry>>> {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn accept_all(self: &Arc<Shared>, listener: &Listener) {
-        let mut next = 0;
         while !self.stopping.load(Ordering::Acquire) {
             match accept_with(&listener.socket, SocketFlags::CLOEXEC) {
                 Ok(socket) => {
-                    next += 1;
-                    self.admit(next, socket, matches!(listener.listen, Listen::Tcp(_)));
+                    self.admit(socket, matches!(listener.listen, Listen::Tcp(_)));
                 }
                 Err(Errno::AGAIN) => self.sleep(Some(&listener.socket)),
                 Err(Errno::INTR | Errno::CONNABORTED) => {}
@@ -256,7 +309,6 @@ impl Shared {
                 }
             }
         }
-        listener.remove();
     }
 
     /// Sleeps until there is a connection or the server stops; without a socket, not longer than a while.
@@ -268,8 +320,8 @@ impl Shared {
         let _ = poll(&mut watched, if socket.is_some() { None } else { Some(&rest) });
     }
 
-    fn admit(self: &Arc<Shared>, id: u64, socket: OwnedFd, tcp: bool) {
-        let mut connections = self.connections();
+    fn admit(self: &Arc<Shared>, socket: OwnedFd, tcp: bool) {
+        let connections = self.connections();
         if connections.len() >= self.options.max_connections {
             tracing::warn!(limit = self.options.max_connections, "too many NBD clients: one was turned away");
             return;
@@ -282,11 +334,25 @@ impl Shared {
                 return;
             }
         };
-        connections.insert(id, Arc::new(Entry { link, export: Mutex::default() }));
         drop(connections);
-        let presence = Presence { shared: Arc::clone(self), id };
+        let entry = Entry { link, export: Mutex::default(), transmitting: AtomicBool::new(false) };
+        self.serve(entry, |presence| presence.begin());
+    }
+
+    /// Goes on with a connection that was held.
+    pub(super) fn admit_held(self: &Arc<Shared>, held: Held) {
+        let Held { link, export, remains } = held;
+        let entry = Entry { link, export: Mutex::new(Some(export)), transmitting: AtomicBool::new(true) };
+        self.serve(entry, |presence| presence.go_on(remains));
+    }
+
+    fn serve(self: &Arc<Shared>, entry: Entry, work: impl FnOnce(Presence) + Send + 'static) {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let entry = Arc::new(entry);
+        self.connections().insert(id, Arc::clone(&entry));
+        let presence = Presence { shared: Arc::clone(self), id, entry };
         let name = format!("nbd {id}");
-        if let Err(error) = std::thread::Builder::new().name(name).spawn(move || presence.serve()) {
+        if let Err(error) = std::thread::Builder::new().name(name).spawn(move || work(presence)) {
             tracing::warn!(%error, "a connection's thread could not be started");
         }
     }
@@ -311,14 +377,14 @@ fn tune(socket: &OwnedFd, tcp: bool) {
 struct Presence {
     shared: Arc<Shared>,
     id: u64,
+    entry: Arc<Entry>,
 }
 
 impl Presence {
-    fn serve(self) {
-        let Some(entry) = self.shared.connections().get(&self.id).map(Arc::clone) else { return };
+    fn begin(self) {
         let id = self.id;
         tracing::debug!(id, "NBD client connected");
-        let shared = &self.shared;
+        let Presence { shared, entry, .. } = &self;
         let link = &entry.link;
         let chosen = |name: &str| {
             *entry.export.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.to_owned());
@@ -332,17 +398,65 @@ impl Presence {
                 return;
             }
         };
+        entry.transmitting.store(true, Ordering::Release);
+        // Whoever waits for that holds the lock from looking to sleeping.
+        drop(shared.connections());
+        shared.changed.notify_all();
+        let transmission = self.transmission(agreed.device, agreed.terms);
+        let connection = Connection::new(Arc::clone(link), transmission);
+        self.transmit(connection);
+    }
+
+    fn go_on(self, remains: Remains) {
+        if let Some(connection) = self.resumed(remains) {
+            self.transmit(connection);
+        }
+    }
+
+    fn resumed(&self, remains: Remains) -> Option<Connection> {
+        let id = self.id;
+        let export = self.entry.export();
+        let Some(device) = self.shared.exports.open(&export) else {
+            tracing::warn!(id, export, "a connection cannot go on: its export is not there any more");
+            return None;
+        };
+        let transmission = self.transmission(device, remains.terms.clone());
+        match Connection::resume(Arc::clone(&self.entry.link), transmission, remains) {
+            Ok(connection) => Some(connection),
+            Err(error) => {
+                tracing::info!(id, error = with_reasons(&error), "NBD connection ended");
+                None
+            }
+        }
+    }
+
+    fn transmission(&self, device: Arc<dyn BlockDevice>, terms: Terms) -> Transmission {
+        let Presence { shared, entry, .. } = self;
         let limits = WaitLimits {
             requests: shared.options.max_waiting_requests,
             bytes: shared.options.max_waiting_bytes,
             timeout: shared.options.read_timeout,
         };
-        let waits = Waits::new(shared.runtime.clone(), Arc::clone(link), limits);
-        let disk = Disk::new(agreed.device);
-        let transmission = Transmission::new(Arc::clone(link), disk, agreed.terms, waits);
-        match Connection::new(Arc::clone(link), transmission).run() {
-            Ok(()) => tracing::debug!(id, "NBD client disconnected"),
-            Err(error) => tracing::info!(id, error = with_reasons(&error), "NBD connection ended"),
+        let waits = Waits::new(shared.runtime.clone(), Arc::clone(&entry.link), limits);
+        Transmission::new(Arc::clone(&entry.link), Disk::new(device), terms, waits)
+    }
+
+    fn transmit(&self, mut connection: Connection) {
+        let id = self.id;
+        loop {
+            let ended = connection.run().and_then(|end| match end {
+                End::Done => Ok(None),
+                End::Held => connection.suspend().map(Some),
+            });
+            let remains = match ended {
+                Ok(Some(remains)) => remains,
+                Ok(None) => return tracing::debug!(id, "NBD client disconnected"),
+                Err(error) => return tracing::info!(id, error = with_reasons(&error), "NBD connection ended"),
+            };
+            // Whoever was released before this was known to be held goes on by itself.
+            let Some(remains) = self.shared.keep_held(&self.entry, remains) else { return };
+            let Some(resumed) = self.resumed(remains) else { return };
+            connection = resumed;
         }
     }
 }

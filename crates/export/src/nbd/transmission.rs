@@ -16,9 +16,9 @@ use super::protocol::{
     NBD_CMD_FLAG_REQ_ONE, NBD_CMD_FLUSH, NBD_CMD_READ, NBD_CMD_TRIM, NBD_CMD_WRITE, NBD_CMD_WRITE_ZEROES, NBD_EIO,
     NBD_ENOTSUP, Request,
 };
-use super::refusal::{Limits, Refusal};
+use super::refusal::{Limits, Refusal, check};
 use super::reply::Replies;
-use super::wait::{Ended, Purpose, Waits};
+use super::wait::{Ended, Purpose, Waiting, Waits};
 use crate::disk::{Disk, Written};
 
 /// Reads from this length on are looked at for zeroes that need not be sent.
@@ -52,12 +52,53 @@ pub(crate) struct Transmission {
     disk: Disk,
     terms: Terms,
     replies: Replies,
+    /// What another process left unsent, or the client did not take before this was held; goes before all else.
+    unsent: Vec<u8>,
     pub(crate) waits: Waits,
 }
 
 impl Transmission {
     pub(crate) fn new(link: Arc<Link>, disk: Disk, terms: Terms, waits: Waits) -> Transmission {
-        Transmission { link, disk, terms, replies: Replies::new(), waits }
+        Transmission { link, disk, terms, replies: Replies::new(), unsent: Vec::new(), waits }
+    }
+
+    /// Goes on where another process has stopped.
+    pub(crate) fn resume(&mut self, unsent: Vec<u8>, waiting: Vec<Waiting>) -> io::Result<()> {
+        self.unsent = unsent;
+        for Waiting { request, purpose } in waiting {
+            if let Err(refusal) = check(&request, &self.limits()) {
+                self.refuse(&request, &refusal)?;
+                continue;
+            }
+            match purpose {
+                Purpose::Read(offset) => {
+                    let length = request.end().map_or(0, |end| length_within(end.saturating_sub(offset)));
+                    self.waits.begin(&self.disk, request, Purpose::Read(offset), vec![(offset, length)]);
+                }
+                Purpose::Retry(payload) => self.perform(&request, &payload)?,
+                Purpose::Cache => self.perform(&request, &[])?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives up all waits, answers those that have ended, and returns the others with what the client has not taken.
+    pub(crate) fn suspend(&mut self) -> io::Result<(Vec<u8>, Vec<Waiting>)> {
+        let mut waiting = Vec::new();
+        while !self.waits.is_empty() {
+            for ended in self.waits.recall()? {
+                match ended.outcome {
+                    None => waiting.push(Waiting { request: ended.request, purpose: ended.purpose }),
+                    Some(_) => self.ended(ended)?,
+                }
+            }
+        }
+        self.send()?;
+        Ok((std::mem::take(&mut self.unsent), waiting))
+    }
+
+    pub(crate) fn terms(&self) -> &Terms {
+        &self.terms
     }
 
     pub(crate) fn limits(&self) -> Limits {
@@ -71,9 +112,18 @@ impl Transmission {
 
     /// Sends what was gathered.
     pub(crate) fn send(&mut self) -> io::Result<()> {
+        self.send_unsent()?;
         if !self.replies.pending().is_empty() {
-            self.link.send(self.replies.pending())?;
+            put_out(&self.link, &mut self.unsent, self.replies.pending())?;
             self.replies.clear();
+        }
+        Ok(())
+    }
+
+    fn send_unsent(&mut self) -> io::Result<()> {
+        if !self.unsent.is_empty() && !self.link.holding() {
+            let unsent = std::mem::take(&mut self.unsent);
+            put_out(&self.link, &mut self.unsent, &unsent)?;
         }
         Ok(())
     }
@@ -123,15 +173,16 @@ impl Transmission {
     pub(crate) fn ended(&mut self, ended: Ended) -> io::Result<()> {
         let Ended { request, purpose, outcome, .. } = ended;
         match (outcome, purpose) {
-            (Err(refusal), _) => self.refuse(&request, &refusal),
-            (Ok(_), Purpose::Cache) => self.succeed(&request),
-            (Ok(_), Purpose::Retry(payload)) => self.perform(&request, &payload),
-            (Ok(data), Purpose::Read(offset)) => {
+            (None, _) => self.refuse(&request, &Refusal::new(NBD_EIO, "the read was given up")),
+            (Some(Err(refusal)), _) => self.refuse(&request, &refusal),
+            (Some(Ok(_)), Purpose::Cache) => self.succeed(&request),
+            (Some(Ok(_)), Purpose::Retry(payload)) => self.perform(&request, &payload),
+            (Some(Ok(data)), Purpose::Read(offset)) => {
                 self.make_room(0)?;
                 self.content(&request, true, offset, length_of(data.len()));
                 if data.len() >= DIRECT_BYTES {
                     self.send()?;
-                    return self.link.send(&data);
+                    return put_out(&self.link, &mut self.unsent, &data);
                 }
                 self.make_room(data.len())?;
                 self.replies.space(data.len()).copy_from_slice(&data);
@@ -305,6 +356,13 @@ impl Transmission {
     fn make_room(&mut self, content: usize) -> io::Result<()> {
         if self.replies.fits(content) { Ok(()) } else { self.send() }
     }
+}
+
+/// Sends bytes behind what was not sent before; what the client does not take before this is held joins that.
+fn put_out(link: &Link, unsent: &mut Vec<u8>, bytes: &[u8]) -> io::Result<()> {
+    let sent = if unsent.is_empty() { link.send_unless_held(bytes)? } else { 0 };
+    unsent.extend_from_slice(&bytes[sent..]);
+    Ok(())
 }
 
 /// A length that is at most a request's.

@@ -4,6 +4,7 @@
 //! ended, in whatever way, the connection's thread is woken and answers: only that thread writes to the client. Number
 //! and bytes of waits are bounded; dropping this cancels them all.
 
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -27,12 +28,20 @@ pub(crate) enum Purpose {
     Cache,
 }
 
+/// A request that waits, as another process is told of it.
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub(crate) request: Request,
+    pub(crate) purpose: Purpose,
+}
+
 /// A wait that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) request: Request,
     pub(crate) purpose: Purpose,
-    pub(crate) outcome: Result<Bytes, Refusal>,
+    /// What came; `None` if the wait was given up.
+    pub(crate) outcome: Option<Result<Bytes, Refusal>>,
     charged: usize,
 }
 
@@ -49,6 +58,7 @@ pub(crate) struct WaitLimits {
 pub(crate) struct Waits {
     runtime: Handle,
     tasks: JoinSet<()>,
+    link: Arc<Link>,
     ended: Arc<EndedList>,
     limits: WaitLimits,
     requests: usize,
@@ -57,8 +67,8 @@ pub(crate) struct Waits {
 
 impl Waits {
     pub(crate) fn new(runtime: Handle, link: Arc<Link>, limits: WaitLimits) -> Waits {
-        let ended = Arc::new(EndedList { list: Mutex::default(), link });
-        Waits { runtime, tasks: JoinSet::new(), ended, limits, requests: 0, bytes: 0 }
+        let ended = Arc::new(EndedList { list: Mutex::default(), link: Arc::clone(&link) });
+        Waits { runtime, tasks: JoinSet::new(), link, ended, limits, requests: 0, bytes: 0 }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -76,17 +86,21 @@ impl Waits {
         let charged = held + ranges.iter().map(|range| range.1).max().unwrap_or(0);
         self.requests += 1;
         self.bytes += charged;
-        let ticket = Ticket {
-            ended: Arc::clone(&self.ended),
-            wait: Some(Ended {
-                request,
-                purpose,
-                outcome: Err(Refusal::new(NBD_EIO, "the read was given up")),
-                charged,
-            }),
-        };
+        let ticket =
+            Ticket { ended: Arc::clone(&self.ended), wait: Some(Ended { request, purpose, outcome: None, charged }) };
         let (disk, timeout) = (disk.clone(), self.limits.timeout);
         self.tasks.spawn_on(async move { ticket.end(fetch(&disk, ranges, timeout).await) }, &self.runtime);
+    }
+
+    /// Gives up all waits, and returns them with those that had ended before.
+    pub(crate) fn recall(&mut self) -> io::Result<Vec<Ended>> {
+        self.tasks.abort_all();
+        let mut recalled = self.take();
+        while !self.is_empty() {
+            self.link.wait_for_call()?;
+            recalled.append(&mut self.take());
+        }
+        Ok(recalled)
     }
 
     /// The waits that have ended since the last call.
@@ -139,7 +153,7 @@ struct Ticket {
 impl Ticket {
     fn end(mut self, outcome: Result<Bytes, Refusal>) {
         if let Some(wait) = &mut self.wait {
-            wait.outcome = outcome;
+            wait.outcome = Some(outcome);
         }
     }
 }

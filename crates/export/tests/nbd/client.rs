@@ -10,7 +10,8 @@ use export::nbd::protocol::{
     IHAVEOPT, NBD_REP_MAGIC, NBD_REPLY_FLAG_DONE, NBD_REPLY_TYPE_ERROR, NBD_REPLY_TYPE_OFFSET_DATA,
     NBD_REPLY_TYPE_OFFSET_HOLE, NBD_SIMPLE_REPLY_MAGIC, NBD_STRUCTURED_REPLY_MAGIC, NBDMAGIC, Request, encode_request,
 };
-use export::{Listen, NbdOptions, NbdServer, SingleExport};
+use export::nbd::state::ServerState;
+use export::{Listen, NbdOptions, NbdServer, SingleExport, Suspended};
 use volume::BlockDevice;
 
 /// No test waits longer for anything.
@@ -28,8 +29,9 @@ pub(crate) fn eventually(what: &str, holds: impl Fn() -> bool) {
 /// A server of one disk named `disk`, on a unix socket of its own.
 pub(crate) struct Server {
     server: Option<NbdServer>,
+    device: Arc<dyn BlockDevice>,
     directory: tempfile::TempDir,
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 impl Server {
@@ -43,11 +45,43 @@ impl Server {
         let device = Arc::clone(disk) as Arc<dyn BlockDevice>;
         let server = NbdServer::start(
             Listen::Unix(directory.path().join("socket")),
-            Arc::new(SingleExport::new("disk", device)),
+            Arc::new(SingleExport::new("disk", Arc::clone(&device))),
             runtime.handle().clone(),
             options,
         );
-        Server { server: Some(server.unwrap()), directory, _runtime: runtime }
+        Server { server: Some(server.unwrap()), device, directory, runtime }
+    }
+
+    /// Suspends the server, and tells of it as another process would be told.
+    pub(crate) fn suspend(&mut self) -> Option<Suspended> {
+        self.suspend_within(PATIENCE)
+    }
+
+    /// Suspends the server; where a request takes longer than `patience`, it goes on.
+    pub(crate) fn suspend_within(&mut self, patience: Duration) -> Option<Suspended> {
+        let (state, sockets) = match self.server.take().unwrap().suspend(patience) {
+            Ok(suspended) => suspended.into_parts(),
+            Err(server) => {
+                self.server = Some(server);
+                return None;
+            }
+        };
+        let told: ServerState = minicbor::decode(&minicbor::to_vec(&state).unwrap()).unwrap();
+        assert_eq!(told, state);
+        Some(Suspended::from_parts(told, sockets).unwrap())
+    }
+
+    /// Goes on with a suspended server.
+    pub(crate) fn resume(&mut self, suspended: Suspended) {
+        let exports = Arc::new(SingleExport::new("disk", Arc::clone(&self.device)));
+        let server = NbdServer::resume(suspended, exports, self.runtime.handle().clone(), NbdOptions::default());
+        self.server = Some(server.unwrap());
+    }
+
+    /// Hands all connections over to another server of the same disk.
+    pub(crate) fn hand_over(&mut self) {
+        let suspended = self.suspend().expect("nothing takes long here");
+        self.resume(suspended);
     }
 
     pub(crate) fn nbd(&self) -> &NbdServer {

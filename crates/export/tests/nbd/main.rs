@@ -6,6 +6,7 @@ mod client;
 mod memory_disk;
 mod tool;
 
+mod a_hand_over_is_only_a_pause;
 mod absent_data_blocks_nobody;
 mod bad_input_ends_nothing_more_than_it_must;
 mod handshake_follows_the_protocol;

@@ -30,6 +30,7 @@ pub(crate) enum Fault {
 #[derive(Debug)]
 pub(crate) struct MemoryDisk {
     content: Arc<Mutex<Content>>,
+    size_bytes: u64,
     read_only: bool,
     fault: Mutex<Option<Fault>>,
     arrivals: watch::Sender<u64>,
@@ -50,6 +51,7 @@ impl MemoryDisk {
         };
         MemoryDisk {
             content: Arc::new(Mutex::new(content)),
+            size_bytes: size_bytes as u64,
             read_only: false,
             fault: Mutex::default(),
             arrivals: watch::Sender::new(0),
@@ -88,6 +90,11 @@ impl MemoryDisk {
 
     pub(crate) fn fail(&self, fault: Fault) {
         *self.fault.lock().unwrap() = Some(fault);
+    }
+
+    /// Lets every request hang for as long as the answer lives.
+    pub(crate) fn hang(&self) -> impl Drop {
+        self.content.lock().unwrap()
     }
 
     /// How many reads wait right now.
@@ -158,7 +165,7 @@ impl Drop for Counted {
 
 impl BlockDevice for MemoryDisk {
     fn size_bytes(&self) -> u64 {
-        self.content.lock().unwrap().bytes.len() as u64
+        self.size_bytes
     }
 
     fn read_only(&self) -> bool {

@@ -78,6 +78,23 @@ pub trait Medium: Send + Sync + Debug {
     /// The system's.
     fn create_directory(&self, path: &Path) -> io::Result<()>;
 
+    /// Makes a directory like [`create_directory`](Medium::create_directory), durably: its name, which a process that
+    /// died may have made, and those above it that were missing.
+    ///
+    /// # Errors
+    /// The system's.
+    fn make_directory(&self, path: &Path) -> io::Result<()> {
+        let mut names = vec![path];
+        for above in path.ancestors().skip(1).filter(|above| !above.as_os_str().is_empty()) {
+            if self.exists(above)? {
+                break;
+            }
+            names.push(above);
+        }
+        self.create_directory(path)?;
+        names.iter().filter_map(|name| name.parent()).try_for_each(|parent| self.sync_directory(parent))
+    }
+
     /// Whether there is a file or directory.
     ///
     /// # Errors

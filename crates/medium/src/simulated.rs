@@ -117,9 +117,11 @@ impl Simulated {
         self.state().faults.push(fault);
     }
 
-    /// Forgets the failures that were planned, and says whether any had not happened yet.
-    pub fn mend(&self) -> bool {
-        !std::mem::take(&mut self.state().faults).is_empty()
+    /// Forgets the failures that were planned, and says what failed last.
+    pub fn mend(&self) -> Option<Operation> {
+        let mut state = self.state();
+        state.faults.clear();
+        state.last_failure.take()
     }
 
     /// Sets how much there is room for, in bytes.

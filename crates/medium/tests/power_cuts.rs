@@ -120,6 +120,15 @@ fn names_are_durable_once_their_directory_is() {
         assert!(left.exists(at("/a/b/file")).expect("looked for"));
         assert!(!left.exists(at("/file")).expect("looked for"));
     }
+    for seed in 0..50 {
+        let medium = Simulated::new(seed);
+        // A process that died has made it, and its name is not durable.
+        medium.create_directory(at("/a/b")).expect("made");
+        medium.sync_directory(at("/")).expect("durable");
+        medium.make_directory(at("/a/b")).expect("made");
+        medium.make_directory(at("/a/b/c/d")).expect("made");
+        assert!(medium.power_cut(seed).exists(at("/a/b/c/d")).expect("looked for"));
+    }
     let lost = |seed| {
         let (medium, _) = medium(seed, 1);
         medium.create_directory(at("/a")).expect("made");
@@ -172,7 +181,8 @@ fn faults_come_when_they_are_planned() {
     file.length().expect_err("the fourth one");
     file.length().expect("the fifth one");
     file.write_all_at(&[b"2"], 0).expect_err("from the second one on");
-    assert!(medium.mend(), "one lasts");
+    assert_eq!(medium.mend(), Some(Operation::Write));
+    assert_eq!(medium.mend(), None);
     file.write_all_at(&[b"2"], 0).expect("mended");
 }
 

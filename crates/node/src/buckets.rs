@@ -179,7 +179,9 @@ impl Buckets {
     pub(crate) fn open(store: Arc<dyn ChunkStore>, directory: &Path) -> anyhow::Result<Self> {
         use anyhow::Context as _;
         let directory = directory.to_owned();
-        std::fs::create_dir_all(directory.join("removed")).context("could not make the directory of buckets")?;
+        for made in [&directory, &directory.join("removed")] {
+            medium::Medium::make_directory(&medium::Host, made).context("could not make the directory of buckets")?;
+        }
         let mut all = BTreeMap::new();
         for (id, record) in BucketRecord::read_all(&*store, PREFIX)? {
             let id: BucketId = id.parse().with_context(|| format!("a bucket's record has the name {id}"))?;

@@ -52,7 +52,7 @@ pub(crate) struct Indexers {
 
 impl Indexers {
     pub(crate) fn open(directory: &Path, signer: Signer) -> anyhow::Result<Self> {
-        std::fs::create_dir_all(directory).context("could not make the directory of logins")?;
+        medium::Medium::make_directory(&medium::Host, directory).context("could not make the directory of logins")?;
         let mut accounts = BTreeMap::new();
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();

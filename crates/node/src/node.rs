@@ -235,15 +235,14 @@ impl Node {
     }
 }
 
-/// Makes a directory that only its owner can enter.
+/// Makes a directory that only its owner can enter, durably.
 fn make_private(directory: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt as _;
-    if directory.is_dir() {
-        return Ok(());
+    match medium::Medium::make_directory(&medium::Host, directory) {
+        // Who may not read the directory above cannot make our name in it durable either, and need not where it is old.
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && directory.is_dir() => {
+            tracing::debug!(%error, directory = %directory.display(), "its name could not be made durable");
+            Ok(())
+        }
+        made => made.with_context(|| format!("could not make the directory {}", directory.display())),
     }
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .with_context(|| format!("could not make the directory {}", directory.display()))
 }

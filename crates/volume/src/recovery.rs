@@ -108,10 +108,12 @@ impl Layers<'_> {
     }
 }
 
-/// Makes the directory of the journals, only for its owner, and makes that durable.
+/// Makes the directory of the journals and the one it is in, only for their owner, durably.
 fn make_directory(context: &Context) -> Result<(), VolumeError> {
-    let path = &context.layers;
-    let error = |source| VolumeError::Io { operation: "make", path: path.to_owned(), source };
-    context.medium.create_directory(path).map_err(error)?;
-    path.parent().map_or(Ok(()), |parent| context.medium.sync_directory(parent)).map_err(error)
+    let layers = &context.layers;
+    for path in layers.parent().into_iter().chain([layers.as_path()]) {
+        let error = |source| VolumeError::Io { operation: "make", path: path.to_owned(), source };
+        context.medium.make_directory(path).map_err(error)?;
+    }
+    Ok(())
 }

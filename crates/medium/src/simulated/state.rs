@@ -23,6 +23,8 @@ pub(super) struct State {
     /// The operation after which the power fails.
     pub(super) cut_after: Option<u64>,
     pub(super) faults: Vec<Fault>,
+    /// What failed last as it was planned.
+    pub(super) last_failure: Option<Operation>,
     pub(super) total_bytes: u64,
     /// The states between changes, where they are kept.
     pub(super) moments: Option<Vec<State>>,
@@ -56,6 +58,7 @@ impl State {
             operations: 0,
             cut_after: None,
             faults: Vec::new(),
+            last_failure: None,
             total_bytes: 1 << 40,
             moments: None,
             names: Names::default(),
@@ -72,6 +75,7 @@ impl State {
             off: false,
             cut_after: None,
             faults: Vec::new(),
+            last_failure: None,
             moments: None,
             handles: BTreeMap::new(),
             locked: BTreeSet::new(),
@@ -127,6 +131,9 @@ impl State {
             }
             !due || fault.lasting
         });
+        if outcome == Outcome::Fault {
+            self.last_failure = Some(operation);
+        }
         Ok(outcome)
     }
 

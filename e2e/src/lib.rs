@@ -4,6 +4,7 @@
 //! begins with `SKIPPED: ` and counts as skipped.
 #![expect(clippy::print_stdout, reason = "what is skipped is said on standard output")]
 
+mod judges;
 mod pair;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ pub fn brant() -> PathBuf {
     std::env::var_os("BRANT_BIN").map_or_else(|| workspace::target().join("debug/brant"), PathBuf::from)
 }
 
+pub use judges::Judges;
 pub use pair::{Pair, attach, connect, nothing_missing, read_disk, received, write_disk};
 
 /// Returns the kernel of the small guest, or says what is missing to run it and returns nothing.

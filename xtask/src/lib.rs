@@ -7,6 +7,7 @@
 pub mod demo;
 pub mod images;
 pub mod interrupt;
+pub mod judges;
 pub mod junit;
 pub mod licences;
 pub mod process;

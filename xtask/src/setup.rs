@@ -53,9 +53,37 @@ pub const FIO: Tool = tool("fio", "fio", "judging the NBD exports by fio");
 /// Serves NBD, as others do.
 pub const NBDKIT: Tool = tool("nbdkit", "nbdkit", "reading and writing the NBD exports of others");
 
+/// Builds the tests of libnbd.
+pub const GCC: Tool = tool("gcc", "gcc", "building libnbd's tests");
+/// What the tests of libnbd are built with.
+pub const LIBNBD: Tool = tool("/usr/include/libnbd.h", "libnbd-dev", "building libnbd's tests");
+/// Connects the tests of libnbd with the server.
+pub const SOCAT: Tool = tool("socat", "socat", "running libnbd's tests");
+/// Makes certificates and keys.
+pub const CERTTOOL: Tool = tool("certtool", "gnutls-bin", "judging the NBD exports over TLS");
+/// Starts a server on a socket that exists already, as systemd does.
+pub const SOCKET_ACTIVATE: Tool = tool("systemd-socket-activate", "systemd", "judging socket activation");
+
 /// Everything that any command wants.
-pub const ALL: [Tool; 12] =
-    [QEMU, QEMU_IMG, MMDEBSTRAP, MKFS_EXT4, MKFS_XFS, BUSYBOX, CPIO, MODPROBE, NBDINFO, NBDSH, FIO, NBDKIT];
+pub const ALL: [Tool; 17] = [
+    QEMU,
+    QEMU_IMG,
+    MMDEBSTRAP,
+    MKFS_EXT4,
+    MKFS_XFS,
+    BUSYBOX,
+    CPIO,
+    MODPROBE,
+    NBDINFO,
+    NBDSH,
+    FIO,
+    NBDKIT,
+    GCC,
+    LIBNBD,
+    SOCAT,
+    CERTTOOL,
+    SOCKET_ACTIVATE,
+];
 
 impl Tool {
     /// Tells whether the tool is on this machine.

@@ -12,7 +12,7 @@ use anyhow::{Result, ensure};
 use crate::process::{Echo, run};
 use crate::runner::{self, Packages};
 use crate::tally::Tally;
-use crate::{images, interrupt, licences, setup, tidy, workspace};
+use crate::{images, interrupt, judges, licences, setup, tidy, workspace};
 
 /// What of the run is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -29,7 +29,7 @@ struct Stage {
     run: fn(&Selection) -> Result<Tally>,
 }
 
-const STAGES: [Stage; 12] = [
+const STAGES: [Stage; 13] = [
     Stage { name: "setup", about: "the programs that the tests need are there, or get installed", run: set_up },
     Stage { name: "format", about: "cargo fmt --check", run: format },
     Stage { name: "tidy", about: "the house rules that no compiler knows", run: check_tidy },
@@ -45,6 +45,11 @@ const STAGES: [Stage; 12] = [
     Stage { name: "doctest", about: "the examples in the documentation", run: doctest },
     Stage { name: "fuzz", about: "seeded mutations against every parser of foreign bytes", run: fuzz },
     Stage { name: "images", about: "the disks that the end-to-end tests boot", run: make_images },
+    Stage {
+        name: "judges",
+        about: "what others wrote to test NBD servers, for the end-to-end tests",
+        run: make_judges,
+    },
     Stage { name: "e2e", about: "whole nodes and virtual machines, one test at a time", run: end_to_end },
 ];
 
@@ -185,6 +190,14 @@ fn make_images(selection: &Selection) -> Result<Tally> {
     Ok(tally)
 }
 
+fn make_judges(_: &Selection) -> Result<Tally> {
+    let missing = match judges::lacks() {
+        None => judges::make(&judges::default_directory())?,
+        missing => missing,
+    };
+    Ok(missing.map_or_else(Tally::pass, |reason| Tally::skip("libnbd's and QEMU's tests", &reason)))
+}
+
 fn end_to_end(selection: &Selection) -> Result<Tally> {
     runner::run_tests(Packages::Only("e2e"), &environment(selection))
 }
@@ -194,6 +207,7 @@ fn environment(selection: &Selection) -> Vec<(&'static str, OsString)> {
     let mut environment = vec![
         ("BRANT_BIN", workspace::target().join("debug/brant").into_os_string()),
         ("BRANT_IMAGES", images::default_directory().into_os_string()),
+        ("BRANT_JUDGES", judges::default_directory().into_os_string()),
         ("BRANT_FUZZ_SECONDS", if selection.full { "120" } else { "8" }.into()),
     ];
     if selection.full {

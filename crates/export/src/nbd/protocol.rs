@@ -106,8 +106,8 @@ pub const NBD_ENOTSUP: u32 = 95;
 /// The server is shutting down.
 pub const NBD_ESHUTDOWN: u32 = 108;
 
-/// The smallest unit that is advertised; smaller requests are served too, by read-modify-write.
-pub const MINIMUM_BLOCK_BYTES: u32 = 512;
+/// The smallest unit: any offset and length is served, parts of sectors by read-modify-write.
+pub const MINIMUM_BLOCK_BYTES: u32 = 1;
 /// The smallest unit at which requests are efficient.
 pub const PREFERRED_BLOCK_BYTES: u32 = 4096;
 /// The largest payload of a read or a write.

@@ -44,7 +44,7 @@ fn nbdinfo_sees_what_is_offered() {
         assert_eq!(export[can], true, "{can}");
     }
     assert_eq!(export["contexts"], json!(["base:allocation", "brant:state", "qemu:allocation-depth"]));
-    assert_eq!(export["block_size_minimum"], 512);
+    assert_eq!(export["block_size_minimum"], 1);
     assert_eq!(export["block_size_maximum"], 32 << 20);
     for can in ["cache", "df", "fast-zero", "flush", "fua", "multi-conn", "trim", "zero", "structured-reply"] {
         run(directory.path(), "nbdinfo", &["--can", can, &server.uri()]).content();

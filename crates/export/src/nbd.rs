@@ -1,9 +1,9 @@
 //! NBD: the network block device protocol over unix sockets and TCP.
 //!
-//! The server speaks fixed newstyle with structured replies (not extended headers, not TLS); see "NBD exports" in
+//! The server speaks fixed newstyle with structured replies and TLS (not extended headers); see "NBD exports" in
 //! docs/protocol.md. [`protocol`] and [`option`] are the wire, `negotiation` the handshake, `connection` the loop of
 //! receive, serve and send, `transmission` what each request does, `wait` what becomes of reads whose data are
-//! elsewhere, `server` the threads around it all, `suspend` and [`state`] how another process goes on with it.
+//! elsewhere, `server` the threads around it all, `tls` and `session` its encryption, `suspend` and [`state`] how another process goes on with it.
 
 mod connection;
 pub mod context;
@@ -16,11 +16,14 @@ pub mod protocol;
 pub mod refusal;
 mod reply;
 mod server;
+mod session;
 pub mod state;
 mod suspend;
+mod tls;
 mod transmission;
 mod wait;
 
 pub use listen::Listen;
 pub use server::{ExportError, NbdOptions, NbdServer};
 pub use suspend::Suspended;
+pub use tls::{Tls, TlsError};

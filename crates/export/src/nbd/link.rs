@@ -8,12 +8,16 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustls::ServerConfig;
+
+use super::session::Session;
 
 /// How long a receive or a send sleeps before it looks whether it is to be held.
 const LULL: Duration = Duration::from_millis(20);
@@ -60,16 +64,47 @@ pub(crate) struct Link {
     event: Event,
     draining: AtomicBool,
     holding: AtomicBool,
+    /// Once TLS was begun; only the serving thread locks it.
+    session: OnceLock<Mutex<Session>>,
 }
 
 impl Link {
     pub(crate) fn new(socket: OwnedFd) -> io::Result<Link> {
-        Ok(Link { socket, event: Event::new()?, draining: AtomicBool::new(false), holding: AtomicBool::new(false) })
+        Ok(Link {
+            socket,
+            event: Event::new()?,
+            draining: AtomicBool::new(false),
+            holding: AtomicBool::new(false),
+            session: OnceLock::new(),
+        })
+    }
+
+    /// Begins TLS: from here on, everything that is received was encrypted, and everything sent is. `before_waiting` is
+    /// called before each receive of the handshake, and may end it.
+    pub(crate) fn begin_tls(
+        &self,
+        config: Arc<ServerConfig>,
+        before_waiting: impl FnMut() -> io::Result<()>,
+    ) -> io::Result<()> {
+        let session = Session::begin(config, &self.socket, before_waiting)?;
+        self.session.set(Mutex::new(session)).map_err(|_| io::Error::other("TLS was begun before"))
+    }
+
+    /// Whether TLS was begun.
+    pub(crate) fn encrypted(&self) -> bool {
+        self.session.get().is_some()
+    }
+
+    fn session(&self) -> Option<MutexGuard<'_, Session>> {
+        self.session.get().map(|session| session.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Receives at least one byte, or 0 at the end of the stream.
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
         debug_assert!(!buffer.is_empty(), "an empty receive looks like the end");
+        if let Some(mut session) = self.session() {
+            return session.receive(&self.socket, buffer);
+        }
         loop {
             match recv(&self.socket, &mut *buffer, RecvFlags::empty()) {
                 Err(Errno::INTR) => {}
@@ -100,6 +135,10 @@ impl Link {
 
     /// Sends all, or as much as the client takes before this is to be held; how much that was.
     pub(crate) fn send_unless_held(&self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(mut session) = self.session() {
+            session.send(&self.socket, bytes)?;
+            return Ok(bytes.len());
+        }
         let mut sent = 0;
         while sent < bytes.len() {
             match send(&self.socket, &bytes[sent..], SendFlags::NOSIGNAL) {
@@ -113,6 +152,9 @@ impl Link {
     }
 
     pub(crate) fn send(&self, bytes: &[u8]) -> io::Result<()> {
+        if let Some(mut session) = self.session() {
+            return session.send(&self.socket, bytes);
+        }
         let mut left = bytes;
         while !left.is_empty() {
             match send(&self.socket, left, SendFlags::NOSIGNAL) {
@@ -132,6 +174,9 @@ impl Link {
 
     /// Bounds every receive and send from now on by a [`LULL`].
     pub(crate) fn begin_transmission(&self) -> io::Result<()> {
+        if let Some(mut session) = self.session() {
+            session.be_patient();
+        }
         self.set_timeout(Some(LULL))
     }
 
@@ -150,6 +195,9 @@ impl Link {
 
     /// Sleeps until another thread calls, the client is gone, or, if `receiving`, there is something to receive.
     pub(crate) fn wait(&self, receiving: bool) -> io::Result<Ready> {
+        if receiving && self.session().is_some_and(|session| session.has_received()) {
+            return Ok(Ready::Socket);
+        }
         // When we have shut our own side down, the socket reports the end of the stream for ever.
         let of_socket = if self.draining() {
             PollFlags::empty()
@@ -200,8 +248,12 @@ impl Link {
         self.holding.load(Ordering::Acquire)
     }
 
-    /// Makes the serving thread stop between two requests, as soon as it comes there.
+    /// Makes the serving thread stop between two requests, as soon as it comes there. A connection with TLS is closed: its
+    /// keys go to no other process, and its client may connect again.
     pub(crate) fn hold(&self) {
+        if self.encrypted() {
+            return self.close();
+        }
         self.holding.store(true, Ordering::Release);
         self.wake();
     }
@@ -229,5 +281,13 @@ impl Link {
         self.draining.store(true, Ordering::Release);
         let _ = shutdown(&self.socket, Shutdown::Both);
         self.wake();
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(mut session) = self.session() {
+            session.farewell(&self.socket);
+        }
     }
 }

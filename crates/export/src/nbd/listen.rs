@@ -3,6 +3,7 @@
 //! A unix socket belongs to its owner alone (mode 0600, from the moment it exists). One that a dead process left is
 //! replaced; one that somebody answers on, and anything that is not a socket, is left alone.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -13,7 +14,10 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, fchmod};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, listen, socket_with};
+use rustix::io::ioctl_fionbio;
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, getsockname, listen, socket_with, sockopt,
+};
 
 use super::server::ExportError;
 
@@ -25,8 +29,8 @@ const BACKLOG: i32 = 128;
 pub enum Listen {
     /// On a unix socket.
     Unix(PathBuf),
-    /// On a TCP port; port 0 lets the kernel choose one. There is no encryption: whoever can reach it can read and
-    /// write, so anything but loopback is the caller's decision.
+    /// On a TCP port; port 0 lets the kernel choose one. Without TLS, whoever can reach it can read and write, so anything
+    /// but loopback is the caller's decision.
     Tcp(SocketAddr),
 }
 
@@ -34,11 +38,21 @@ impl Listen {
     /// The NBD URI of an export, as in `doc/uri.md` of the NBD project.
     #[must_use]
     pub fn uri(&self, name: &str) -> String {
+        self.uri_of("nbd", name)
+    }
+
+    /// The same, for clients that have to use TLS.
+    #[must_use]
+    pub fn tls_uri(&self, name: &str) -> String {
+        self.uri_of("nbds", name)
+    }
+
+    fn uri_of(&self, scheme: &str, name: &str) -> String {
         match self {
             Listen::Unix(path) => {
                 use std::os::unix::ffi::OsStrExt as _;
                 let path = percent_encoded(path.as_os_str().as_bytes(), b"/");
-                format!("nbd+unix:///{}?socket={path}", percent_encoded(name.as_bytes(), b""))
+                format!("{scheme}+unix:///{}?socket={path}", percent_encoded(name.as_bytes(), b""))
             }
             Listen::Tcp(address) => {
                 let mut address = *address;
@@ -49,7 +63,7 @@ impl Listen {
                         std::net::Ipv6Addr::LOCALHOST.into()
                     });
                 }
-                format!("nbd://{address}/{}", percent_encoded(name.as_bytes(), b""))
+                format!("{scheme}://{address}/{}", percent_encoded(name.as_bytes(), b""))
             }
         }
     }
@@ -87,6 +101,23 @@ impl Listener {
                 Ok(Listener { socket: socket.into(), listen: Listen::Tcp(real), file: None })
             }
         }
+    }
+
+    /// Takes a socket that listens already.
+    pub(crate) fn adopt(socket: OwnedFd) -> io::Result<Listener> {
+        if !sockopt::socket_acceptconn(&socket)? {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it does not listen"));
+        }
+        let address = getsockname(&socket)?;
+        let listen = if let Ok(address) = SocketAddr::try_from(address.clone()) {
+            Listen::Tcp(address)
+        } else {
+            use std::os::unix::ffi::OsStrExt as _;
+            let address = SocketAddrUnix::try_from(address)?;
+            Listen::Unix(OsStr::from_bytes(address.path_bytes().unwrap_or_default()).into())
+        };
+        ioctl_fionbio(&socket, true)?;
+        Ok(Listener { socket, listen, file: None })
     }
 
     /// Removes the socket file, if it is still this socket's.
@@ -158,6 +189,7 @@ mod tests {
         assert_eq!(listen.uri("vm-1"), "nbd+unix:///vm-1?socket=/run/brant/a%20b.sock");
         let listen = Listen::Tcp("0.0.0.0:10809".parse().unwrap());
         assert_eq!(listen.uri("ä/b"), "nbd://127.0.0.1:10809/%C3%A4%2Fb");
+        assert_eq!(listen.tls_uri("vm"), "nbds://127.0.0.1:10809/vm");
     }
 
     #[test]

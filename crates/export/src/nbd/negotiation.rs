@@ -15,9 +15,10 @@ use super::link::Link;
 use super::option::{
     NBD_INFO_BLOCK_SIZE, NBD_INFO_EXPORT, NBD_INFO_NAME, NBD_OPT_ABORT, NBD_OPT_EXPORT_NAME, NBD_OPT_GO, NBD_OPT_INFO,
     NBD_OPT_LIST, NBD_OPT_LIST_META_CONTEXT, NBD_OPT_SET_META_CONTEXT, NBD_OPT_STARTTLS, NBD_OPT_STRUCTURED_REPLY,
-    NBD_REP_ACK, NBD_REP_ERR_INVALID, NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_UNKNOWN, NBD_REP_ERR_UNSUP, NBD_REP_INFO,
-    NBD_REP_META_CONTEXT, NBD_REP_SERVER, OPTION_HEADER_BYTES, OptionError, OptionHeader, decode_export_name,
-    decode_info, decode_meta_context, decode_option_header, encode_option_reply_header,
+    NBD_REP_ACK, NBD_REP_ERR_INVALID, NBD_REP_ERR_TLS_REQD, NBD_REP_ERR_TOO_BIG, NBD_REP_ERR_UNKNOWN,
+    NBD_REP_ERR_UNSUP, NBD_REP_INFO, NBD_REP_META_CONTEXT, NBD_REP_SERVER, OPTION_HEADER_BYTES, OptionError,
+    OptionHeader, decode_export_name, decode_info, decode_meta_context, decode_option_header,
+    encode_option_reply_header,
 };
 use super::protocol::{
     IHAVEOPT, MAXIMUM_PAYLOAD_BYTES, MINIMUM_BLOCK_BYTES, NBD_FLAG_C_FIXED_NEWSTYLE, NBD_FLAG_C_NO_ZEROES,
@@ -25,6 +26,8 @@ use super::protocol::{
     NBD_FLAG_SEND_CACHE, NBD_FLAG_SEND_DF, NBD_FLAG_SEND_FAST_ZERO, NBD_FLAG_SEND_FLUSH, NBD_FLAG_SEND_FUA,
     NBD_FLAG_SEND_TRIM, NBD_FLAG_SEND_WRITE_ZEROES, NBDMAGIC, PREFERRED_BLOCK_BYTES,
 };
+use super::refusal::with_reasons;
+use super::tls::Tls;
 use super::transmission::Terms;
 use crate::exports::Exports;
 
@@ -48,6 +51,9 @@ pub(crate) enum NegotiationError {
     /// The client asked for what there is not, in the way that has no error reply.
     #[error("there is no export {0:?}")]
     UnknownExport(String),
+    /// The client chose an export without TLS, in the way that has no error reply.
+    #[error("exports are served with TLS only")]
+    TlsRequired,
 }
 
 /// What a handshake came to.
@@ -71,6 +77,8 @@ pub(crate) struct Negotiation<'a> {
     /// Told of the export's name before the export is opened.
     pub(crate) chosen: &'a dyn Fn(&str),
     pub(crate) deadline: Instant,
+    /// How TLS is used, if it is.
+    tls: Option<&'a Tls>,
     structured: bool,
     contexts: Vec<Context>,
     /// The export that the contexts were chosen for.
@@ -84,10 +92,11 @@ impl<'a> Negotiation<'a> {
         exports: &'a dyn Exports,
         chosen: &'a dyn Fn(&str),
         time: Duration,
+        tls: Option<&'a Tls>,
     ) -> Negotiation<'a> {
         let deadline = Instant::now() + time;
         let (contexts, contexts_of) = (Vec::new(), String::new());
-        Negotiation { link, exports, chosen, deadline, structured: false, contexts, contexts_of, zeroes: true }
+        Negotiation { link, exports, chosen, deadline, tls, structured: false, contexts, contexts_of, zeroes: true }
     }
 
     /// Haggles until an export is chosen; `None` if the client ended it politely.
@@ -114,8 +123,7 @@ impl<'a> Negotiation<'a> {
     }
 
     fn time_left(&self) -> Result<Duration, io::Error> {
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+        time_until(self.deadline)
     }
 
     fn greet(&mut self) -> Result<(), NegotiationError> {
@@ -156,12 +164,18 @@ impl<'a> Negotiation<'a> {
     }
 
     fn option(&mut self, option: u32, data: &[u8]) -> Result<Next, NegotiationError> {
+        let plain = !self.link.encrypted();
         match option {
+            NBD_OPT_EXPORT_NAME if plain && self.requires_tls() => return Err(NegotiationError::TlsRequired),
             NBD_OPT_EXPORT_NAME => return self.export_name(data),
             NBD_OPT_ABORT => {
                 // The client may have left already.
                 let _ = self.reply(option, NBD_REP_ACK, &[]);
                 return Ok(Next::End);
+            }
+            NBD_OPT_STARTTLS => self.start_tls(option, data)?,
+            _ if plain && self.requires_tls() => {
+                self.error(option, NBD_REP_ERR_TLS_REQD, "exports are served with TLS only")?;
             }
             NBD_OPT_INFO | NBD_OPT_GO => return self.info(option, data),
             NBD_OPT_LIST if data.is_empty() => self.list(option)?,
@@ -173,10 +187,39 @@ impl<'a> Negotiation<'a> {
                 self.error(option, NBD_REP_ERR_INVALID, "the option has no data")?;
             }
             NBD_OPT_LIST_META_CONTEXT | NBD_OPT_SET_META_CONTEXT => self.meta_context(option, data)?,
-            NBD_OPT_STARTTLS => self.error(option, NBD_REP_ERR_UNSUP, "TLS is not available here")?,
             unknown => self.error(option, NBD_REP_ERR_UNSUP, &format!("option {unknown} is not known"))?,
         }
         Ok(Next::Haggle)
+    }
+
+    fn requires_tls(&self) -> bool {
+        self.tls.is_some_and(Tls::required)
+    }
+
+    /// Begins TLS, and forgets what was agreed on without.
+    fn start_tls(&mut self, option: u32, data: &[u8]) -> Result<(), NegotiationError> {
+        if !data.is_empty() || self.link.encrypted() {
+            self.error(option, NBD_REP_ERR_INVALID, "TLS is begun once, and the option has no data")?;
+            return Ok(());
+        }
+        let Some(tls) = self.tls else {
+            self.error(option, NBD_REP_ERR_UNSUP, "TLS is not available here")?;
+            return Ok(());
+        };
+        let config = match tls.load() {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!(error = with_reasons(&error), "a client is refused TLS");
+                self.error(option, NBD_REP_ERR_UNSUP, "TLS cannot be used at this moment")?;
+                return Ok(());
+            }
+        };
+        self.reply(option, NBD_REP_ACK, &[])?;
+        let (link, deadline) = (self.link, self.deadline);
+        link.begin_tls(config, || link.set_timeout(Some(time_until(deadline)?)))?;
+        self.structured = false;
+        self.contexts.clear();
+        Ok(())
     }
 
     fn list(&self, option: u32) -> io::Result<()> {
@@ -314,6 +357,11 @@ impl<'a> Negotiation<'a> {
         bytes.extend(data);
         self.link.send(&bytes)
     }
+}
+
+fn time_until(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 /// The length of a reply's data.

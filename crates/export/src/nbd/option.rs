@@ -37,6 +37,8 @@ pub const NBD_REP_META_CONTEXT: u32 = 4;
 pub const NBD_REP_ERR_UNSUP: u32 = (1 << 31) + 1;
 /// Error reply: the option's data make no sense.
 pub const NBD_REP_ERR_INVALID: u32 = (1 << 31) + 3;
+/// Error reply: not without TLS.
+pub const NBD_REP_ERR_TLS_REQD: u32 = (1 << 31) + 5;
 /// Error reply: no such export.
 pub const NBD_REP_ERR_UNKNOWN: u32 = (1 << 31) + 6;
 /// Error reply: the option is too long.

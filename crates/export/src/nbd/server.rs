@@ -24,6 +24,7 @@ use super::listen::{Listen, Listener};
 use super::negotiation::Negotiation;
 use super::refusal::with_reasons;
 use super::state::StateError;
+use super::tls::Tls;
 use super::transmission::{Terms, Transmission};
 use super::wait::{WaitLimits, Waits};
 use crate::disk::Disk;
@@ -50,6 +51,9 @@ pub enum ExportError {
         /// The path.
         path: PathBuf,
     },
+    /// What was handed to it is not a listening socket of a kind that is served.
+    #[error("the socket that was passed cannot be listened on")]
+    Passed(#[source] io::Error),
     /// The socket could not be made.
     #[error("could not listen on {}", place(listen))]
     Listen {
@@ -87,6 +91,8 @@ pub struct NbdOptions {
     pub max_waiting_bytes: usize,
     /// How long a client may take to choose an export.
     pub negotiation_timeout: Duration,
+    /// How TLS is used; `None` for not at all.
+    pub tls: Option<Tls>,
 }
 
 impl Default for NbdOptions {
@@ -97,6 +103,7 @@ impl Default for NbdOptions {
             max_waiting_requests: 256,
             max_waiting_bytes: 32 << 20,
             negotiation_timeout: Duration::from_secs(60),
+            tls: None,
         }
     }
 }
@@ -155,6 +162,19 @@ impl NbdServer {
         options: NbdOptions,
     ) -> Result<NbdServer, ExportError> {
         NbdServer::new(Listener::bind(&listen)?, exports, runtime, options)
+    }
+
+    /// Begins to serve on a socket that somebody else has made listening, and that is never removed here.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    pub fn start_on(
+        socket: OwnedFd,
+        exports: Arc<dyn Exports>,
+        runtime: Handle,
+        options: NbdOptions,
+    ) -> Result<NbdServer, ExportError> {
+        NbdServer::new(Listener::adopt(socket).map_err(ExportError::Passed)?, exports, runtime, options)
     }
 
     pub(super) fn new(
@@ -219,7 +239,8 @@ impl NbdServer {
     /// The NBD URI of an export.
     #[must_use]
     pub fn uri(&self, name: &str) -> String {
-        self.listen.uri(name)
+        let tls = self.shared.options.tls.as_ref().is_some_and(Tls::required);
+        if tls { self.listen.tls_uri(name) } else { self.listen.uri(name) }
     }
 
     /// How many clients have an export open.
@@ -389,7 +410,8 @@ impl Presence {
         let chosen = |name: &str| {
             *entry.export.lock().unwrap_or_else(PoisonError::into_inner) = Some(name.to_owned());
         };
-        let negotiation = Negotiation::new(link, &*shared.exports, &chosen, shared.options.negotiation_timeout);
+        let NbdOptions { negotiation_timeout, tls, .. } = &shared.options;
+        let negotiation = Negotiation::new(link, &*shared.exports, &chosen, *negotiation_timeout, tls.as_ref());
         let agreed = match negotiation.run() {
             Ok(Some(agreed)) => agreed,
             Ok(None) => return,

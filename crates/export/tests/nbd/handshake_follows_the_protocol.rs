@@ -69,7 +69,7 @@ fn info_tells_size_flags_and_block_sizes() {
     assert_eq!(export[10..12], 0x050f_u16.to_be_bytes());
     assert_eq!(of(NBD_INFO_NAME).data[2..], *b"disk");
     let sizes = &of(NBD_INFO_BLOCK_SIZE).data;
-    assert_eq!(sizes[2..], [512_u32.to_be_bytes(), 4096_u32.to_be_bytes(), (32_u32 << 20).to_be_bytes()].concat());
+    assert_eq!(sizes[2..], [1_u32.to_be_bytes(), 4096_u32.to_be_bytes(), (32_u32 << 20).to_be_bytes()].concat());
 }
 
 #[test]

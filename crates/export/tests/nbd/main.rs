@@ -14,3 +14,4 @@ mod other_tools_agree;
 mod real_volumes_are_served;
 mod requests_mean_what_the_protocol_says;
 mod stopping_loses_nothing;
+mod tls_keeps_others_out;

@@ -9,6 +9,10 @@ use std::sync::Arc;
 
 use types::{CHUNK_BYTES, ChunkId, NodeId};
 
+mod holders;
+
+pub use holders::{Held, Tree, held};
+
 use crate::node::{FAN_OUT, MAX_LEVELS, Node, NodeError};
 
 /// What a disk's size says of its tree.
@@ -285,13 +289,97 @@ pub fn diff<R: ReadNode + ?Sized>(
     right: (Shape, Option<NodeId>),
     visit: &mut dyn FnMut(Difference),
 ) -> Result<(), TreeError<R::Error>> {
-    let level = left.0.levels.max(right.0.levels) - 1;
-    let sides = [Side::top(left, level), Side::top(right, level)];
-    compare(reader, sides, Position { level, index: 0 }, visit)
+    for differing in differences([reader, reader], [left, right], 0..u64::MAX) {
+        match differing? {
+            Differing::Chunk(difference) => visit(difference),
+            Differing::Absent(node) => return Err(node.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Where two disks differ, as far as can be seen from here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Differing {
+    /// In a chunk.
+    Chunk(Difference),
+    /// Somewhere below a node that is not here; nothing more is said of what is below.
+    Absent(AbsentNode),
+}
+
+/// Compares two disks, which may differ in size, in a range of chunk indexes: what differs, left to right.
+///
+/// Each disk has its own reader. Only nodes are read on which the disks differ.
+pub fn differences<'r, R: ReadNode + ?Sized>(
+    readers: [&'r R; 2],
+    trees: [(Shape, Option<NodeId>); 2],
+    chunks: Range<u64>,
+) -> Differences<'r, R> {
+    let level = trees[0].0.levels.max(trees[1].0.levels) - 1;
+    let sides = trees.map(|tree| Side::top(tree, level));
+    let top = Pair::Nodes(Position { level, index: 0 }, sides);
+    let stack = if Side::equal(&sides) { Vec::new() } else { vec![top] };
+    Differences { readers, chunks, stack }
+}
+
+/// The iterator of [`differences`]. Holds at most a node's children per level.
+#[derive(Debug)]
+pub struct Differences<'r, R: ?Sized> {
+    readers: [&'r R; 2],
+    chunks: Range<u64>,
+    /// What is still to be entered, the leftmost last.
+    stack: Vec<Pair>,
+}
+
+/// What differs at some place.
+#[derive(Clone, Copy, Debug)]
+enum Pair {
+    Nodes(Position, [Side; 2]),
+    Chunks(Difference),
+}
+
+impl<R: ReadNode + ?Sized> Iterator for Differences<'_, R> {
+    type Item = Result<Differing, TreeError<R::Error>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            match self.stack.pop()? {
+                Pair::Chunks(difference) => return Some(Ok(Differing::Chunk(difference))),
+                Pair::Nodes(place, sides) => match self.enter(place, sides) {
+                    Ok(()) => {}
+                    Err(TreeError::Absent(node)) => return Some(Ok(Differing::Absent(node))),
+                    Err(error) => return Some(Err(error)),
+                },
+            }
+        }
+    }
+}
+
+impl<R: ReadNode + ?Sized> Differences<'_, R> {
+    fn enter(&mut self, place: Position, sides: [Side; 2]) -> Result<(), TreeError<R::Error>> {
+        let opened = [sides[0].open(self.readers[0], place)?, sides[1].open(self.readers[1], place)?];
+        for slot in (0..=u8::MAX).rev() {
+            let hashes = [opened[0].get(slot), opened[1].get(slot)];
+            if place.level == 0 {
+                let index = place.index * FAN_OUT as u64 + u64::from(slot);
+                if hashes[0] != hashes[1] && self.chunks.contains(&index) {
+                    let [left, right] = hashes.map(|hash| hash.map(ChunkId));
+                    self.stack.push(Pair::Chunks(Difference { index, left, right }));
+                }
+                continue;
+            }
+            let (child, below) = (place.child(slot), [0, 1].map(|side| sides[side].below(&opened[side], slot)));
+            let covers = child.chunks();
+            if !Side::equal(&below) && covers.start < self.chunks.end && self.chunks.start < covers.end {
+                self.stack.push(Pair::Nodes(child, below));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// One side of a comparison at some place: a node of its tree, a root that stands lower than this place, or nothing.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Side {
     shape: Shape,
     id: Option<NodeId>,
@@ -302,6 +390,16 @@ struct Side {
 impl Side {
     fn top((shape, id): (Shape, Option<NodeId>), level: u8) -> Self {
         Self { shape, id, lift: level + 1 - shape.levels }
+    }
+
+    /// What is below it in a slot.
+    fn below(&self, children: &Children, slot: u8) -> Self {
+        Self { id: children.get(slot).map(NodeId), lift: self.lift.saturating_sub(1), ..*self }
+    }
+
+    /// Whether there is the same on both sides.
+    fn equal([left, right]: &[Self; 2]) -> bool {
+        left.id == right.id && (left.id.is_none() || left.lift == right.lift)
     }
 
     fn open<R: ReadNode + ?Sized>(&self, reader: &R, place: Position) -> Result<Children, TreeError<R::Error>> {
@@ -327,35 +425,6 @@ impl Children {
             Self::Node(node) => node.child(slot).copied(),
         }
     }
-}
-
-fn compare<R: ReadNode + ?Sized>(
-    reader: &R,
-    sides: [Side; 2],
-    place: Position,
-    visit: &mut dyn FnMut(Difference),
-) -> Result<(), TreeError<R::Error>> {
-    if sides[0].id == sides[1].id && sides[0].lift == sides[1].lift {
-        return Ok(());
-    }
-    let opened = [sides[0].open(reader, place)?, sides[1].open(reader, place)?];
-    for slot in 0..=u8::MAX {
-        let hashes = [opened[0].get(slot), opened[1].get(slot)];
-        if place.level == 0 {
-            if hashes[0] != hashes[1] {
-                let index = place.index * FAN_OUT as u64 + u64::from(slot);
-                visit(Difference { index, left: hashes[0].map(ChunkId), right: hashes[1].map(ChunkId) });
-            }
-        } else if hashes[0].is_some() || hashes[1].is_some() {
-            let below = |side: usize| Side {
-                id: hashes[side].map(NodeId),
-                lift: sides[side].lift.saturating_sub(1),
-                ..sides[side]
-            };
-            compare(reader, [below(0), below(1)], place.child(slot), visit)?;
-        }
-    }
-    Ok(())
 }
 
 /// A chunk to set in a tree, or to make a hole.

@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::ops::Range;
 use std::sync::Arc;
 
-use format::tree::{self, AbsentNode, Change, Difference, Edit, Found, ReadNode, TreeError};
+use format::tree::{self, AbsentNode, Change, Difference, Differing, Edit, Found, ReadNode, TreeError};
 use format::{Node, Shape, chunk_id};
 use proptest::prelude::*;
 use types::{CHUNK_BYTES, ChunkId, MAX_DISK_BYTES, NodeId};
@@ -257,6 +257,65 @@ proptest! {
             tree::diff(&nodes, sides[0], sides[1], &mut |difference| found.push(difference)).map(|()| found)
         });
         prop_assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn what_differs_in_a_range_is_found_or_lies_below_what_is_absent(
+        (small, left, large, edits) in disks(),
+        mask: u8,
+        from in 0..MOST,
+    ) {
+        let nodes = Nodes::default();
+        let mut right = left.clone();
+        apply(&mut right, &edits);
+        let roots = [nodes.build(small, &left), nodes.build(large, &right)];
+        nodes.lose(mask);
+        let range = from % large..large;
+        let sides = [(shape(small), roots[0]), (shape(large), roots[1])];
+        let found: Vec<_> =
+            tree::differences([&nodes, &nodes], sides, range.clone()).map(|item| item.unwrap()).collect();
+        let mut absent = Vec::new();
+        let mut chunks = Vec::new();
+        for item in found {
+            match item {
+                Differing::Absent(node) => absent.push(node.position.chunks()),
+                Differing::Chunk(difference) => chunks.push(difference),
+            }
+        }
+        let places: BTreeSet<_> = left.keys().chain(right.keys()).copied().collect();
+        let expected: Vec<_> = places
+            .into_iter()
+            .filter(|index| range.contains(index) && !absent.iter().any(|hidden| hidden.contains(index)))
+            .map(|index| Difference { index, left: left.get(&index).copied(), right: right.get(&index).copied() })
+            .filter(|difference| difference.left != difference.right)
+            .collect();
+        prop_assert_eq!(chunks, expected);
+        prop_assert!(mask != 0 || absent.is_empty());
+        prop_assert!(absent.is_sorted_by(|left, right| left.end <= right.start), "left to right");
+    }
+
+    #[test]
+    fn what_others_hold_is_told_from_what_is_held_alone((small, left, large, edits) in disks(), mask: u8) {
+        let nodes = Nodes::default();
+        let mut right = left.clone();
+        apply(&mut right, &edits);
+        let tree = |chunks, model: &Model| tree::Tree {
+            reader: &nodes,
+            shape: shape(chunks),
+            root: nodes.build(chunks, model),
+        };
+        let (left_tree, right_tree) = (tree(small, &left), tree(large, &right));
+        let alone = right.iter().filter(|(index, id)| left.get(index) != Some(id)).count() as u64;
+        let expected = tree::Held { alone, shared: right.len() as u64 - alone, absent_nodes: 0 };
+        let others = [left_tree, tree(large, &Model::new()), left_tree];
+        prop_assert_eq!(tree::held(right_tree, &others, usize::MAX).unwrap(), Some(expected));
+        let none = tree::held(right_tree, &[], usize::MAX).unwrap().unwrap();
+        prop_assert_eq!((none.alone, none.shared), (right.len() as u64, 0));
+        prop_assert!(right.is_empty() || tree::held(right_tree, &others, 1).unwrap().is_none());
+        nodes.lose(mask);
+        let some = tree::held(right_tree, &others, usize::MAX).unwrap().unwrap();
+        prop_assert!(some.alone + some.shared <= right.len() as u64);
+        prop_assert!(some.absent_nodes > 0 || some.alone + some.shared == right.len() as u64);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use store::{FetchError, StoreError};
-use types::{Cancelled, FrozenId, Name};
+use types::{Cancelled, FrozenId, Name, VolumeId};
 
 use crate::DeviceError;
 
@@ -20,6 +20,9 @@ pub enum VolumeError {
     /// There is no such frozen disk, or it was forgotten meanwhile.
     #[error("there is no frozen disk {0}")]
     UnknownFrozen(FrozenId),
+    /// There is no such deleted volume: it was taken back, or is gone for good.
+    #[error("there is no deleted volume {0}")]
+    UnknownDeleted(VolumeId),
     /// A disk cannot have this size.
     #[error("a disk cannot have {0} bytes: it has whole sectors of 512 bytes, at least one, and at most 64 TiB")]
     Size(u64),

@@ -6,7 +6,9 @@
 //! nothing of peers, buckets or transports.
 
 mod base;
+mod deleted;
 pub mod device;
+mod difference;
 mod error;
 mod extent_map;
 mod frozen;
@@ -19,15 +21,21 @@ mod reading;
 mod records;
 mod recovery;
 mod replay;
+mod revert;
 mod seal;
+mod sharing;
 mod stack;
 mod volume;
 mod volumes;
 mod workers;
 
 pub use base::{Missing, TreeBase};
+pub use deleted::Deleted;
 pub use device::{BlockDevice, DeviceError, Durability, Extent, ExtentKind, Readiness};
+pub use difference::{Changed, ChangedKind, Changes, DiskState};
 pub use error::VolumeError;
 pub use frozen::{Frozen, TreeView};
+pub use revert::RevertTo;
+pub use sharing::Sharing;
 pub use volume::{Volume, VolumeStatus};
 pub use volumes::{VolumeOptions, Volumes};

@@ -13,8 +13,8 @@ use types::{FrozenId, LayerId, MAX_DISK_BYTES, Name, NodeId, SECTOR_BYTES, Snaps
 use crate::base::TreeBase;
 use crate::error::VolumeError;
 
-/// The version of all these records.
-pub(crate) const VERSION: u8 = 1;
+/// The version of all these records. Version 1 had no deleted volumes, and is read as well.
+pub(crate) const VERSION: u8 = 2;
 
 /// The longest record, in bytes: what the store allows.
 const MAX_RECORD_BYTES: usize = 1 << 20;
@@ -130,6 +130,20 @@ pub(crate) struct VolumeRecord {
     pub(crate) name: Name,
     #[n(2)]
     pub(crate) stack: StackRecord,
+    /// When and why it was deleted; it is kept for a while, so that it can be taken back.
+    #[n(3)]
+    pub(crate) deleted: Option<DeletedRecord>,
+}
+
+/// That a volume was deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct DeletedRecord {
+    /// When, in milliseconds since 1970.
+    #[n(0)]
+    pub(crate) at_ms: u64,
+    /// What it was deleted for, in words.
+    #[n(1)]
+    pub(crate) note: String,
 }
 
 /// `frozen/<id>`
@@ -217,24 +231,29 @@ mod tests {
         StackRecord { size_bytes: 1 << 31, base: (&base).into(), layers: vec![LayerId([5; 16]), LayerId([6; 16])] }
     }
 
-    /// The bytes of version 1, for ever.
-    #[test]
-    fn golden() {
-        let volume = VolumeRecord { version: VERSION, name: "web-1".parse().unwrap(), stack: stack() };
-        let frozen = FrozenRecord { version: VERSION, stack: stack() };
+    /// The bytes of a version, for ever.
+    fn golden(version: u8, deleted: Option<DeletedRecord>) {
+        let volume = VolumeRecord { version, name: "web-1".parse().unwrap(), stack: stack(), deleted };
+        let frozen = FrozenRecord { version, stack: stack() };
         let end = Some(JournalEnd { bytes: 640, sequence: 9, torn_bytes: 64 });
-        let layer = LayerRecord { version: VERSION, secret: [7; 32], first_sequence: 4, end };
+        let layer = LayerRecord { version, secret: [7; 32], first_sequence: 4, end };
         let (volume_bytes, frozen_bytes) = (to_canonical(&volume), to_canonical(&frozen));
         let layer_bytes = to_canonical(&layer);
         assert_eq!(decode::<VolumeRecord>("volume/x", &volume_bytes).unwrap(), volume);
         assert_eq!(decode::<FrozenRecord>("frozen/x", &frozen_bytes).unwrap(), frozen);
         assert_eq!(decode::<LayerRecord>("layer/x", &layer_bytes).unwrap(), layer);
         let bytes = [volume_bytes, frozen_bytes, layer_bytes].concat();
-        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/roots-v1.cbor");
+        let golden = format!("{}/golden/roots-v{version}.cbor", env!("CARGO_MANIFEST_DIR"));
         if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
             std::fs::write(&golden, &bytes).unwrap();
         }
-        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding of version 1 has changed");
+        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding of version {version} has changed");
+    }
+
+    #[test]
+    fn golden_files() {
+        golden(1, None);
+        golden(2, Some(DeletedRecord { at_ms: 1_763_877_012_345, note: "removed".to_owned() }));
     }
 
     #[test]
@@ -249,9 +268,9 @@ mod tests {
         assert!(bad(|stack| stack.size_bytes = 1000));
         assert!(bad(|stack| stack.base.domains.clear()));
         assert!(bad(|stack| stack.base.size_bytes = 0));
-        let newer = FrozenRecord { version: 2, stack: stack() };
+        let newer = FrozenRecord { version: VERSION + 1, stack: stack() };
         let result = decode::<FrozenRecord>("frozen/x", &to_canonical(&newer));
-        assert!(matches!(result, Err(VolumeError::Newer { version: 2, .. })));
+        assert!(matches!(result, Err(VolumeError::Newer { version: 3, .. })));
         assert!(decode::<FrozenRecord>("frozen/x", b"\xff").is_err());
     }
 }

@@ -33,6 +33,11 @@ pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
         let contradiction = |what| VolumeError::Contradiction { name: name.clone(), what };
         let open = stack.layers.first().cloned().ok_or_else(|| contradiction("it has no open layer"))?;
         let volume = Volume::new(id, record.name.clone(), stack, open, next);
+        if let Some(deleted) = record.deleted {
+            volume.mark_deleted(deleted);
+            registry.deleted.insert(id, volume);
+            continue;
+        }
         if registry.volumes.insert(record.name, volume).is_some() {
             return Err(contradiction("another volume has its name"));
         }

@@ -100,7 +100,7 @@ impl Volumes {
         let _changing = self.changes.lock();
         let (volumes, frozen): (Vec<_>, Vec<_>) = {
             let registry = self.registry.read();
-            (registry.volumes.values().cloned().collect(), registry.frozen.values().cloned().collect())
+            (registry.all_volumes().cloned().collect(), registry.frozen.values().cloned().collect())
         };
         let volumes: Vec<_> = volumes
             .into_iter()

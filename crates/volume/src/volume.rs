@@ -14,9 +14,9 @@ use types::{Name, SECTOR_BYTES, VolumeId};
 use crate::base::{Missing, TreeBase};
 use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
 use crate::layer::Layer;
-use crate::locks::Mutex;
+use crate::locks::{Mutex, RwLock};
 use crate::reading::StackCell;
-use crate::records::{self, VolumeRecord};
+use crate::records::{self, DeletedRecord, VolumeRecord};
 use crate::stack::Stack;
 use store::RootChange;
 
@@ -32,6 +32,8 @@ pub struct Volume {
     /// Held while the volume is folded: one fold at a time.
     pub(crate) folding: tokio::sync::Mutex<()>,
     journal_limit_bytes: u64,
+    /// That it was deleted: it is closed then, and only kept.
+    pub(crate) deleted: RwLock<Option<DeletedRecord>>,
 }
 
 /// What only the one who writes may touch.
@@ -68,6 +70,7 @@ impl Volume {
             writer: Mutex::new(Writer { open, next_sequence, closed: false }),
             cell: StackCell::new(stack),
             folding: tokio::sync::Mutex::new(()),
+            deleted: RwLock::default(),
         })
     }
 
@@ -111,6 +114,12 @@ impl Volume {
         self.cell.missing()
     }
 
+    /// How long its journals may grow before they are folded, in bytes.
+    #[must_use]
+    pub fn journal_limit_bytes(&self) -> u64 {
+        self.journal_limit_bytes
+    }
+
     /// Whether the journals have grown so long that [`crate::Volumes::fold`] is due.
     #[must_use]
     pub fn needs_fold(&self) -> bool {
@@ -119,7 +128,13 @@ impl Volume {
 
     /// The record of this volume with a stack.
     pub(crate) fn record(&self, stack: &Stack) -> RootChange {
-        let record = VolumeRecord { version: records::VERSION, name: self.name.clone(), stack: stack.record() };
+        self.record_as(stack, self.deleted.read().clone())
+    }
+
+    /// The record of this volume with a stack, as a deleted one or not.
+    pub(crate) fn record_as(&self, stack: &Stack, deleted: Option<DeletedRecord>) -> RootChange {
+        let record =
+            VolumeRecord { version: records::VERSION, name: self.name.clone(), stack: stack.record(), deleted };
         records::put(records::volume_name(self.id), &record)
     }
 

@@ -54,13 +54,20 @@ pub struct Volumes {
 #[derive(Debug, Default)]
 pub(crate) struct Registry {
     pub(crate) volumes: BTreeMap<Name, Arc<Volume>>,
+    /// Those that were deleted and can be taken back.
+    pub(crate) deleted: BTreeMap<VolumeId, Arc<Volume>>,
     pub(crate) frozen: BTreeMap<FrozenId, Arc<Frozen>>,
 }
 
 impl Registry {
+    /// All volumes, the deleted ones too.
+    pub(crate) fn all_volumes(&self) -> impl Iterator<Item = &Arc<Volume>> {
+        self.volumes.values().chain(self.deleted.values())
+    }
+
     /// The layers that the stacks refer to, after `next` has said what becomes of each.
     pub(crate) fn referenced(&self, next: impl Fn(Owner, Arc<Stack>) -> Option<Arc<Stack>>) -> BTreeSet<LayerId> {
-        let volumes = self.volumes.values().map(|volume| next(Owner::Volume(volume.id()), volume.cell.stack()));
+        let volumes = self.all_volumes().map(|volume| next(Owner::Volume(volume.id()), volume.cell.stack()));
         let frozen = self.frozen.values().map(|disk| next(Owner::Frozen(disk.id()), disk.cell.stack()));
         let layers = |stack: Arc<Stack>| stack.layers.iter().map(|layer| layer.id()).collect::<Vec<_>>();
         volumes.chain(frozen).flatten().flat_map(layers).collect()
@@ -211,22 +218,14 @@ impl Volumes {
         Ok(())
     }
 
-    /// Removes a volume. Its open requests fail from now on; layers that nothing else refers to are deleted.
+    /// Removes a volume for good. Its open requests fail from now on; layers that nothing else refers to are deleted.
     ///
     /// # Errors
     /// A volume that is not there, or a store that fails.
     pub fn remove(&self, name: &Name) -> Result<(), VolumeError> {
-        let _changing = self.changes.lock();
+        let changing = self.changes.lock();
         let volume = self.get(name).ok_or_else(|| VolumeError::NotFound(name.clone()))?;
-        let kept = self.referenced_without(Owner::Volume(volume.id()));
-        let freed = unreferenced(&volume.cell.stack().layers, &kept);
-        let mut changes = vec![(records::volume_name(volume.id()), None)];
-        changes.extend(freed.iter().map(|layer| (records::layer_name(layer.id()), None)));
-        self.context.store.roots().apply(changes)?;
-        volume.close();
-        self.registry.write().volumes.remove(name);
-        self.context.delete_journals(&freed);
-        Ok(())
+        self.erase(&changing, &volume)
     }
 
     /// Lets go of a frozen disk; layers that nothing else refers to are deleted.
@@ -289,7 +288,7 @@ impl Volumes {
         Ok(frozen)
     }
 
-    fn referenced_without(&self, owner: Owner) -> BTreeSet<LayerId> {
+    pub(crate) fn referenced_without(&self, owner: Owner) -> BTreeSet<LayerId> {
         self.registry.read().referenced(|other, stack| (other != owner).then_some(stack))
     }
 
@@ -310,7 +309,8 @@ impl Volumes {
 
     pub(crate) fn check_present(&self, volume: &Volume) -> Result<(), VolumeError> {
         match self.get(volume.name()) {
-            Some(found) if found.id() == volume.id() => Ok(()),
+            // Not by its id: a volume that was taken back is another one in memory.
+            Some(found) if std::ptr::eq(Arc::as_ptr(&found), volume) => Ok(()),
             _ => Err(VolumeError::NotFound(volume.name().clone())),
         }
     }
@@ -336,7 +336,7 @@ impl Volumes {
         Ok(Exchange { frozen: stack.layers.clone(), changes, stack: Some((next, open)) })
     }
 
-    fn new_layer(&self, secret: Secret, first_sequence: u64) -> Result<Layer, VolumeError> {
+    pub(crate) fn new_layer(&self, secret: Secret, first_sequence: u64) -> Result<Layer, VolumeError> {
         Ok(Layer::new(&self.context.medium, &self.context.layers, LayerId(random()?), secret, first_sequence))
     }
 }
@@ -347,7 +347,7 @@ pub(crate) struct Exchange {
     pub(crate) frozen: Vec<Arc<Layer>>,
     /// The records to change first.
     pub(crate) changes: Vec<RootChange>,
-    stack: Option<(Stack, Arc<Layer>)>,
+    pub(crate) stack: Option<(Stack, Arc<Layer>)>,
 }
 
 impl Exchange {

@@ -1,0 +1,189 @@
+//! Volumes that were deleted: kept for a while, so that they can be taken back.
+//!
+//! Invariants: a deleted volume is closed, and its record says that it is deleted; its layers and its tree are kept as
+//! those of any other. Its name is free. How long it is kept is for the caller to say, who also tells the time.
+
+use std::sync::{Arc, MutexGuard};
+
+use types::{Name, VolumeId};
+
+use crate::difference::DiskState;
+use crate::error::VolumeError;
+use crate::records::{self, DeletedRecord};
+use crate::stack::Stack;
+use crate::volume::{Volume, VolumeStatus};
+use crate::volumes::{Owner, Volumes, unreferenced};
+
+/// A volume that was removed, or what one was before it was reverted.
+#[derive(Clone, Debug)]
+pub struct Deleted {
+    volume: Arc<Volume>,
+    record: DeletedRecord,
+}
+
+impl Deleted {
+    fn new(volume: Arc<Volume>) -> Option<Self> {
+        let record = volume.deleted.read().clone()?;
+        Some(Self { volume, record })
+    }
+
+    pub(crate) fn of(volume: Arc<Volume>, record: DeletedRecord) -> Self {
+        Self { volume, record }
+    }
+
+    /// Its id, which it had as a volume and has again once it is taken back.
+    #[must_use]
+    pub fn id(&self) -> VolumeId {
+        self.volume.id()
+    }
+
+    /// The name that it had; another volume may have it now.
+    #[must_use]
+    pub fn name(&self) -> &Name {
+        self.volume.name()
+    }
+
+    /// When it was deleted, in milliseconds since 1970.
+    #[must_use]
+    pub fn deleted_ms(&self) -> u64 {
+        self.record.at_ms
+    }
+
+    /// What it was deleted for, in words.
+    #[must_use]
+    pub fn note(&self) -> &str {
+        &self.record.note
+    }
+
+    /// What it consists of.
+    #[must_use]
+    pub fn status(&self) -> VolumeStatus {
+        self.volume.status()
+    }
+
+    /// Its content.
+    #[must_use]
+    pub fn state(&self) -> DiskState {
+        self.volume.state()
+    }
+}
+
+impl Volume {
+    /// Makes it a deleted one: its requests fail from now on, and its records say so.
+    pub(crate) fn mark_deleted(&self, record: DeletedRecord) {
+        *self.deleted.write() = Some(record);
+        self.close();
+    }
+}
+
+impl Volumes {
+    /// Deletes a volume so that it can be taken back. Its requests fail from now on, and its name is free.
+    ///
+    /// # Errors
+    /// A volume that is not there, a journal that cannot be made durable, or a store that fails; then nothing changed.
+    pub fn delete(&self, name: &Name, now_ms: u64, note: &str) -> Result<Deleted, VolumeError> {
+        let _changing = self.changes.lock();
+        let volume = self.get(name).ok_or_else(|| VolumeError::NotFound(name.clone()))?;
+        let record = DeletedRecord { at_ms: now_ms, note: note.to_owned() };
+        let mut writer = volume.writer.lock();
+        // What is taken back later is all that was acknowledged, whatever happens until then.
+        writer.open.journal.sync()?;
+        let change = volume.record_as(&volume.cell.stack(), Some(record.clone()));
+        self.context.store.roots().apply(vec![change])?;
+        writer.closed = true;
+        drop(writer);
+        volume.mark_deleted(record.clone());
+        let mut registry = self.registry.write();
+        registry.volumes.remove(name);
+        registry.deleted.insert(volume.id(), volume.clone());
+        Ok(Deleted { volume, record })
+    }
+
+    /// The deleted volumes that can be taken back, the oldest deletion first.
+    #[must_use]
+    pub fn deleted(&self) -> Vec<Deleted> {
+        let mut all: Vec<_> = self.registry.read().deleted.values().cloned().filter_map(Deleted::new).collect();
+        all.sort_by_key(|deleted| (deleted.deleted_ms(), deleted.id()));
+        all
+    }
+
+    /// Takes a deleted volume back, under its old name or another.
+    ///
+    /// # Errors
+    /// A volume that is not there, a name that is taken, or a store that fails; then nothing changed.
+    pub fn restore(&self, id: VolumeId, name: &Name) -> Result<Arc<Volume>, VolumeError> {
+        let _changing = self.changes.lock();
+        let deleted = self.find_deleted(id)?;
+        if self.get(name).is_some() {
+            return Err(VolumeError::Exists(name.clone()));
+        }
+        let (open, next_sequence) = {
+            let writer = deleted.writer.lock();
+            (writer.open.clone(), writer.next_sequence)
+        };
+        let volume = Volume::new(id, name.clone(), Stack::clone(&deleted.cell.stack()), open, next_sequence);
+        self.context.store.roots().apply(vec![volume.record(&volume.cell.stack())])?;
+        let mut registry = self.registry.write();
+        registry.deleted.remove(&id);
+        registry.volumes.insert(name.clone(), volume.clone());
+        Ok(volume)
+    }
+
+    /// Deletes a deleted volume for good; layers that nothing else refers to are deleted.
+    ///
+    /// # Errors
+    /// A volume that is not there, or a store that fails.
+    pub fn purge(&self, id: VolumeId) -> Result<(), VolumeError> {
+        let changing = self.changes.lock();
+        let deleted = self.find_deleted(id)?;
+        self.erase(&changing, &deleted)
+    }
+
+    /// Deletes for good what was deleted up to a moment, and returns what that was.
+    ///
+    /// # Errors
+    /// A store that fails; what is left is deleted the next time.
+    pub fn expire(&self, deleted_until_ms: u64) -> Result<Vec<Deleted>, VolumeError> {
+        let mut expired = self.deleted();
+        expired.retain(|deleted| deleted.deleted_ms() <= deleted_until_ms);
+        for deleted in &expired {
+            match self.purge(deleted.id()) {
+                // Somebody took it back, or was faster.
+                Err(VolumeError::UnknownDeleted(_)) => {}
+                outcome => outcome?,
+            }
+        }
+        Ok(expired)
+    }
+
+    /// How many bytes of journals are kept for one volume only.
+    #[must_use]
+    pub fn own_journal_bytes(&self, id: VolumeId) -> u64 {
+        let registry = self.registry.read();
+        let kept = registry.referenced(|owner, stack| (owner != Owner::Volume(id)).then_some(stack));
+        let stack = registry.all_volumes().find(|volume| volume.id() == id).map(|volume| volume.cell.stack());
+        let own = stack.map(|stack| unreferenced(&stack.layers, &kept)).unwrap_or_default();
+        own.iter().filter(|layer| !layer.journal.is_empty()).map(|layer| layer.journal.tail()).sum()
+    }
+
+    pub(crate) fn find_deleted(&self, id: VolumeId) -> Result<Arc<Volume>, VolumeError> {
+        self.registry.read().deleted.get(&id).cloned().ok_or(VolumeError::UnknownDeleted(id))
+    }
+
+    /// Deletes a volume for good.
+    pub(crate) fn erase(&self, _: &MutexGuard<'_, ()>, volume: &Volume) -> Result<(), VolumeError> {
+        let kept = self.referenced_without(Owner::Volume(volume.id()));
+        let freed = unreferenced(&volume.cell.stack().layers, &kept);
+        let mut changes = vec![(records::volume_name(volume.id()), None)];
+        changes.extend(freed.iter().map(|layer| (records::layer_name(layer.id()), None)));
+        self.context.store.roots().apply(changes)?;
+        volume.close();
+        let mut registry = self.registry.write();
+        if registry.deleted.remove(&volume.id()).is_none() {
+            registry.volumes.remove(volume.name());
+        }
+        drop(registry);
+        self.context.delete_journals(&freed);
+        Ok(())
+    }
+}

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use types::ObjectPath;
 
 use crate::command::{
-    attach, bucket, clone, completion, hydrate, import, indexer, login, materialize, node, publish, snapshot, status,
-    store, subscribe, task, volume,
+    attach, bucket, clone, completion, hydrate, import, indexer, login, materialize, node, publish, revert, snapshot,
+    status, store, subscribe, task, volume,
 };
 
 /// Volumes, images and snapshots, delivered from whoever has them to where they run
@@ -49,6 +49,7 @@ pub(crate) enum Command {
     Attach(attach::AttachArguments),
     Detach(attach::DetachArguments),
     Hydrate(hydrate::Arguments),
+    Revert(revert::Arguments),
     Publish(publish::PublishArguments),
     Unpublish(publish::UnpublishArguments),
     Subscribe(subscribe::SubscribeArguments),
@@ -79,6 +80,22 @@ pub(crate) fn new_path(text: &str) -> Result<ObjectPath, String> {
     match path.version {
         None => Ok(path),
         Some(_) => Err(format!("the version is numbered by the node: write {}/{}", path.bucket, path.object)),
+    }
+}
+
+/// Parses a length of time such as `30s` or `7d`, in milliseconds; a day has 24 hours.
+pub(crate) fn milliseconds(text: &str) -> Result<u64, String> {
+    let hint = || "write a time such as 500ms, 30s, 5min, 2h or 7d".to_owned();
+    let span: jiff::Span = text.parse().map_err(|_| hint())?;
+    let duration = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| hint())?;
+    u64::try_from(duration.as_millis()).map_err(|_| hint())
+}
+
+/// As [`milliseconds`], but more than none.
+pub(crate) fn some_milliseconds(text: &str) -> Result<u64, String> {
+    match milliseconds(text)? {
+        0 => Err("it has to be longer than nothing".to_owned()),
+        ms => Ok(ms),
     }
 }
 
@@ -171,6 +188,17 @@ mod tests {
             }
         }
         words
+    }
+
+    #[test]
+    fn times_need_a_unit() {
+        for (text, ms) in [("30s", 30_000), ("5min", 300_000), ("500ms", 500), ("7d", 604_800_000), ("2h", 7_200_000)] {
+            assert_eq!(some_milliseconds(text), Ok(ms));
+        }
+        assert_eq!(milliseconds("0s"), Ok(0));
+        for bad in ["", "30", "-3s", "0s", "soon", "1y"] {
+            assert!(some_milliseconds(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

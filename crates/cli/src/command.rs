@@ -4,6 +4,7 @@ pub(crate) mod attach;
 pub(crate) mod bucket;
 pub(crate) mod clone;
 pub(crate) mod completion;
+mod difference;
 pub(crate) mod hydrate;
 pub(crate) mod import;
 pub(crate) mod indexer;
@@ -13,6 +14,7 @@ pub(crate) mod materialize;
 pub(crate) mod node;
 pub(crate) mod place;
 pub(crate) mod publish;
+pub(crate) mod revert;
 pub(crate) mod snapshot;
 pub(crate) mod status;
 pub(crate) mod store;
@@ -42,6 +44,7 @@ async fn talk(context: &Context, command: Command) -> Outcome {
         Command::Import(arguments) => import::run(context, arguments).await,
         Command::Materialize(arguments) => materialize::run(context, arguments).await,
         Command::Clone(arguments) => clone::run(context, arguments).await,
+        Command::Revert(arguments) => revert::run(context, arguments).await,
         Command::Attach(arguments) => attach::attach(context, arguments).await,
         Command::Detach(arguments) => attach::detach(context, arguments).await,
         Command::Hydrate(arguments) => hydrate::run(context, arguments).await,

@@ -37,6 +37,11 @@ impl Output {
         Self { json }
     }
 
+    /// Whether JSON was asked for.
+    pub(crate) const fn is_json(self) -> bool {
+        self.json
+    }
+
     /// Prints a value: as JSON where that was asked for, else as the text that `human` makes of it.
     pub(crate) fn show<T: Serialize + ?Sized>(self, value: &T, human: impl FnOnce(View) -> String) -> Outcome {
         let text = if self.json {

@@ -15,13 +15,20 @@
 //! | `POST /v1/imports`, `/v1/materializations` | [`ImportRequest`], [`MaterializeRequest`] | [`Task`] |
 //! | `POST /v1/hydrations/{target}` | | [`Task`] |
 //! | `GET /v1/volumes`, `POST`, `GET …/{volume}`, `DELETE …/{volume}` | [`CreateVolumeRequest`] | [`Volume`], [`VolumeDetail`] |
+//! | `POST /v1/volumes/{volume}/resize`, `…/revert` | [`ResizeRequest`], [`RevertRequest`] | [`Volume`], [`Reverted`] |
+//! | `GET /v1/deleted-volumes`, `DELETE …/{deleted}` | | [`DeletedVolume`] |
+//! | `POST /v1/deleted-volumes/{deleted}/restore` | [`RestoreRequest`] | [`Volume`] |
 //! | `POST /v1/clones` | [`CloneRequest`] | [`Volume`] |
 //! | `GET /v1/snapshots[?bucket=B]`, `POST` | [`TakeSnapshotRequest`] | [`Snapshot`] |
 //! | `GET /v1/snapshots/{snapshot}`, `DELETE` (retires) | | [`SnapshotDetail`] |
+//! | `GET /v1/differences?from=A&to=B[&disk=D][&offset=N][&limit=N]` | | [`Differences`] |
 //! | `GET /v1/attachments`, `POST`, `DELETE …/{target}` | [`AttachRequest`] | [`Attachment`] |
 //! | `GET /v1/tasks`, `GET …/{id}[?wait_ms=N]`, `POST …/{id}/cancel` | | [`Task`] |
 //! | `GET /v1/logins`, `POST` | [`LoginRequest`] | [`Login`] |
 //! | `GET /v1/openapi.json`, `GET /v1/health`, `GET /metrics` | | |
+//!
+//! `DELETE /v1/volumes/{volume}` keeps the volume for a while, unless `?now=true`; a `{deleted}` one is named by its id,
+//! the first digits of it, or the name that it had: the latest of that name is meant.
 //!
 //! A `{target}` or `{snapshot}` that contains a slash is percent-encoded. `wait_ms` answers early when the task ends.
 //! Errors are [`ApiError`] with a fitting HTTP status.
@@ -32,6 +39,7 @@
 
 mod attachment;
 mod bucket;
+mod difference;
 mod error;
 mod snapshot;
 mod status;
@@ -43,6 +51,7 @@ pub use bucket::{
     Bucket, BucketDetail, BucketObject, CreateBucketRequest, GrantRequest, LogEntry, Login, LoginRequest, Policy,
     Publication, PublishRequest, SubscribeRequest, Subscription,
 };
+pub use difference::{DifferenceExtent, DifferenceKind, Differences};
 pub use error::{ApiError, ErrorCode};
 pub use snapshot::{
     CloneRequest, DiskDetail, ImageFormat, ImportRequest, MaterializeRequest, Snapshot, SnapshotDetail, SnapshotState,
@@ -50,4 +59,7 @@ pub use snapshot::{
 };
 pub use status::{NodeStatus, StoreStatus, SwarmStatus};
 pub use task::{Task, TaskKind, TaskState};
-pub use volume::{CreateVolumeRequest, Missing, Volume, VolumeDetail};
+pub use volume::{
+    CreateVolumeRequest, DeletedVolume, Missing, ResizeRequest, RestoreRequest, RevertRequest, Reverted, Volume,
+    VolumeDetail,
+};

@@ -112,6 +112,13 @@ impl Attachments {
         stopped.map(|running| running.server.stop(GRACE)).is_some()
     }
 
+    /// Closes the connections to a target, which stays attached.
+    pub(crate) fn disconnect(&self, target: &str) {
+        if let Some(running) = self.lock().get(target) {
+            running.server.close_export(target);
+        }
+    }
+
     /// Ends all servers; the records stay.
     pub(crate) async fn stop_all(&self) {
         let all = std::mem::take(&mut *self.lock());

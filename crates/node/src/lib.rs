@@ -25,6 +25,7 @@ mod snapshots;
 mod task;
 mod transfer;
 mod version;
+mod volumes;
 
 pub use catalog::CatalogError;
 pub use node::NodeOptions;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 
 use store::Domain;
-use volume::{BlockDevice as _, Volume};
+use volume::{BlockDevice as _, TreeBase, Volume};
 
 use crate::api;
 use crate::buckets::{BucketState, show_action, show_reader};
@@ -126,18 +126,74 @@ impl Node {
         }
     }
 
-    /// A volume, in detail. Counting what is missing walks its tree.
-    pub(crate) async fn show_volume_detail(&self, volume: &Arc<Volume>) -> Result<api::VolumeDetail, api::ApiError> {
+    /// A volume, in detail. Counting what is missing and what is shared walks its tree.
+    pub(crate) async fn show_volume_detail(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+    ) -> Result<api::VolumeDetail, api::ApiError> {
         let status = volume.status();
-        let counting = Arc::clone(volume);
-        let missing = blocking(move || counting.missing().map_err(crate::snapshots::device_error)).await?;
+        let (node, counting) = (Arc::clone(self), Arc::clone(volume));
+        let (missing, sharing) = blocking(move || {
+            let missing = counting.missing().map_err(crate::snapshots::device_error)?;
+            let sharing = node.volumes.sharing(&counting, &node.version_trees()?);
+            Ok((missing, sharing.map_err(crate::snapshots::device_error)?))
+        })
+        .await?;
+        let name = volume.name().as_str();
         Ok(api::VolumeDetail {
             volume: self.show_volume(volume),
             missing: show_missing(missing),
+            shared_bytes: sharing.map(|sharing| sharing.shared_bytes),
+            own_bytes: sharing.map(|sharing| sharing.own_bytes),
             journal_bytes: status.journal_bytes,
+            own_journal_bytes: self.volumes.own_journal_bytes(volume.id()),
+            journal_limit_bytes: volume.journal_limit_bytes(),
+            clients: self.attachments.find(name).map_or(0, |attachment| attachment.connections),
             layers: status.layers as u64,
             root: status.base.root.map(|root| root.to_string()),
         })
+    }
+
+    /// The trees of all versions that are sealed, not retired, and known here.
+    fn version_trees(&self) -> Result<Vec<TreeBase>, api::ApiError> {
+        let mut trees = Vec::new();
+        for bucket in self.buckets.list() {
+            for resolved in self.sealed_versions(&bucket) {
+                let domains = self.domains_of(&resolved);
+                let tree = |size_bytes, root| TreeBase {
+                    size_bytes,
+                    root,
+                    origin: None,
+                    domains: domains.clone(),
+                    written: Domain::OWN,
+                };
+                match &resolved.record {
+                    Some(record) => {
+                        let sealed = record.disks.iter().filter(|disk| disk.frozen.is_none());
+                        trees.extend(sealed.map(|disk| tree(disk.size_bytes, disk.root)));
+                    }
+                    None => {
+                        let disks = self.local_manifest(&resolved)?.map(|manifest| manifest.disks);
+                        trees.extend(disks.unwrap_or_default().iter().map(|disk| tree(disk.size_bytes, disk.root)));
+                    }
+                }
+            }
+        }
+        Ok(trees)
+    }
+
+    /// The versions of a bucket that are not retired, with what is known of them here.
+    fn sealed_versions(&self, bucket: &Arc<BucketState>) -> Vec<Resolved> {
+        let listed = versions_of(bucket, &self.versions).into_iter();
+        let kept = listed.filter(|snapshot| snapshot.state != api::SnapshotState::Retired);
+        let resolved = |snapshot: api::Snapshot| Resolved {
+            bucket: Arc::clone(bucket),
+            record: self.versions.find(bucket.id, &snapshot.object, snapshot.version),
+            object: snapshot.object,
+            version: snapshot.version,
+            snapshot: snapshot.id,
+        };
+        kept.map(resolved).collect()
     }
 
     /// A version, in detail.

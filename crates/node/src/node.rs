@@ -38,6 +38,8 @@ pub struct NodeOptions {
     pub cache_bytes: u64,
     /// Room on disk for plain copies of chunks of which guests read parts often, in bytes.
     pub hot_bytes: u64,
+    /// How long a deleted volume is kept, so that it can be taken back.
+    pub keep_deleted: Duration,
     /// How long to wait for a manifest that is not here before saying so.
     pub manifest_timeout: Duration,
 }
@@ -51,6 +53,7 @@ impl NodeOptions {
             bind: Vec::new(),
             cache_bytes: LocalOptions::default().cache_bytes,
             hot_bytes: LocalOptions::default().hot_bytes,
+            keep_deleted: Duration::from_hours(7 * 24),
             manifest_timeout: Duration::from_secs(20),
         }
     }
@@ -169,7 +172,7 @@ impl Node {
         Ok(())
     }
 
-    /// Commits what peers sent, and folds journals that grow long.
+    /// Commits what peers sent, removes for good what was deleted long ago, and folds journals that grow long.
     fn spawn_caretaker(self: &Arc<Self>) {
         let node = Arc::clone(self);
         self.spawn(async move {
@@ -186,6 +189,7 @@ impl Node {
                         tracing::warn!(%error, "what peers sent could not be made durable");
                     }
                 }
+                node.expire_deleted().await;
                 node.fold_volumes().await;
             }
         });

@@ -60,6 +60,12 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         volumes::create,
         volumes::show,
         volumes::remove,
+        volumes::resize,
+        volumes::revert,
+        volumes::list_deleted,
+        volumes::purge,
+        volumes::restore,
+        volumes::differences,
     )
 )]
 struct Description;
@@ -92,6 +98,12 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/logins", get(buckets::logins).post(buckets::login))
         .route("/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/v1/volumes/{volume}", get(volumes::show).delete(volumes::remove))
+        .route("/v1/volumes/{volume}/resize", post(volumes::resize))
+        .route("/v1/volumes/{volume}/revert", post(volumes::revert))
+        .route("/v1/deleted-volumes", get(volumes::list_deleted))
+        .route("/v1/deleted-volumes/{deleted}", axum::routing::delete(volumes::purge))
+        .route("/v1/deleted-volumes/{deleted}/restore", post(volumes::restore))
+        .route("/v1/differences", get(volumes::differences))
         .route("/v1/clones", post(snapshots::clone))
         .route("/v1/snapshots", get(snapshots::list).post(snapshots::take))
         .route("/v1/snapshots/{snapshot}", get(snapshots::show).delete(snapshots::retire))

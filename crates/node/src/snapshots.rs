@@ -36,8 +36,7 @@ impl Node {
             return Err(ApiError::new(ErrorCode::Invalid, "no volume to take a snapshot of"));
         }
         let bucket = self.buckets.find(&path.bucket)?;
-        let find = |name: &Name| self.volumes.get(name).ok_or_else(|| not_found("volume", name));
-        let volumes: Vec<_> = request.volumes.iter().map(find).collect::<Result<_, _>>()?;
+        let volumes: Vec<_> = request.volumes.iter().map(|name| self.find_volume(name)).collect::<Result<_, _>>()?;
         if volumes
             .iter()
             .enumerate()
@@ -64,7 +63,8 @@ impl Node {
         message: String,
     ) -> Result<u64, ApiError> {
         let single = volumes.len() == 1;
-        let bases: Vec<TreeBase> = volumes.iter().map(|volume| volume.status().base).collect();
+        let statuses: Vec<_> = volumes.iter().map(|volume| volume.status()).collect();
+        let bases: Vec<_> = statuses.iter().map(|status| &status.base).collect();
         let taken_ms = now_ms();
         let domains = bases.iter().skip(1).fold(bases[0].domains.clone(), |all, base| all.with(&base.domains));
         let domains = bases.iter().fold(domains, |all, base| all.with(&Domains::from(base.written)));
@@ -74,13 +74,13 @@ impl Node {
             message,
             disks: volumes
                 .iter()
-                .zip(&bases)
-                .map(|(volume, base)| DiskRecord {
+                .zip(&statuses)
+                .map(|(volume, status)| DiskRecord {
                     name: disk_name(volume),
-                    size_bytes: base.size_bytes,
+                    size_bytes: status.size_bytes,
                     frozen: None,
                     root: None,
-                    origin: base.origin.map(Into::into),
+                    origin: status.base.origin.map(Into::into),
                 })
                 .collect(),
             domains: domains.iter().map(|domain| domain.0).collect(),
@@ -152,6 +152,7 @@ impl Node {
             record.domains = domains.iter().map(|domain| domain.0).collect();
             if let Some(disk) = record.disks.get_mut(number) {
                 disk.frozen = None;
+                disk.size_bytes = sealed.size_bytes;
                 disk.root = sealed.root;
                 disk.origin = sealed.origin.map(Into::into);
             }
@@ -182,16 +183,14 @@ impl Node {
         blocking(move || match content {
             DiskContent::Frozen(id) => node.volumes.clone_frozen(&name, id).map_err(volume_error),
             DiskContent::Tree(base) => {
-                let written = node.write_domain(&name, &base)?;
-                let domains = base.domains.with(&Domains::from(written));
-                node.volumes.clone_tree(&name, TreeBase { written, domains, ..base }).map_err(volume_error)
+                node.volumes.clone_tree(&name, node.base_for_volume(&name, base)?).map_err(volume_error)
             }
         })
         .await
     }
 
     /// The trust domain of what a clone writes: our own, where all that it shows is.
-    fn write_domain(&self, name: &Name, base: &TreeBase) -> Result<Domain, ApiError> {
+    pub(crate) fn write_domain(&self, name: &Name, base: &TreeBase) -> Result<Domain, ApiError> {
         if base.domains.iter().all(|domain| domain == Domain::OWN) {
             return Ok(Domain::OWN);
         }
@@ -213,10 +212,15 @@ pub(crate) fn volume_error(error: volume::VolumeError) -> ApiError {
             (ErrorCode::Conflict, Some("choose another name, or see: brant volume list"))
         }
         VolumeError::Device(volume::DeviceError::Full) => {
-            (ErrorCode::Full, Some("make room on the node's file system"))
+            (ErrorCode::Full, Some("make room on the node's file system; see also: brant volume list --deleted"))
         }
-        VolumeError::Size(_) | VolumeError::Shrinks { .. } => (ErrorCode::Invalid, None),
-        VolumeError::NotFound(_) | VolumeError::UnknownFrozen(_) => (ErrorCode::NotFound, None),
+        VolumeError::Size(_) => (ErrorCode::Invalid, None),
+        VolumeError::Shrinks { .. } => {
+            (ErrorCode::Invalid, Some("a disk only grows: its end may be in use; copy it to a smaller one instead"))
+        }
+        VolumeError::NotFound(_) | VolumeError::UnknownFrozen(_) | VolumeError::UnknownDeleted(_) => {
+            (ErrorCode::NotFound, None)
+        }
         VolumeError::Damaged { .. } | VolumeError::Tree(_) => (ErrorCode::Damaged, None),
         VolumeError::Cancelled(_) => (ErrorCode::Cancelled, None),
         VolumeError::Store(_) => match error {

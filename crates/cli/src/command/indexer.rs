@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 use types::Name;
 
-use super::attach::milliseconds;
 use super::logging::Logging;
+use crate::arguments::some_milliseconds;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::output::View;
@@ -101,7 +101,7 @@ enum AccountVerb {
         #[command(flatten)]
         database: Database,
         /// How long it is valid, such as 24h [default: until it is replaced]
-        #[arg(long, value_name = "TIME", value_parser = milliseconds)]
+        #[arg(long, value_name = "TIME", value_parser = some_milliseconds)]
         valid_for: Option<u64>,
     },
 }

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ::node::api::ApiError;
 use ::node::client::default_directory;
@@ -12,6 +13,7 @@ use serde_json::json;
 use types::ByteSize;
 
 use super::logging::Logging;
+use crate::arguments::milliseconds;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::output::Output;
@@ -49,6 +51,9 @@ struct Serve {
     /// Room on disk for plain copies of what guests read often; it is given back when it is needed
     #[arg(long, default_value = "4GiB", value_name = "SIZE")]
     hot: ByteSize,
+    /// How long a deleted volume is kept, so that it can be taken back
+    #[arg(long, default_value = "7d", value_name = "TIME", value_parser = milliseconds)]
+    keep_deleted: u64,
     #[command(flatten)]
     logging: Logging,
 }
@@ -60,7 +65,9 @@ pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
     let given = serve.dir.unwrap_or_else(default_directory);
     let directory = std::path::absolute(&given).map_err(|error| Failure::of_file("find", &given, &error))?;
     let (cache_bytes, hot_bytes) = (serve.cache.0, serve.hot.0);
-    let options = NodeOptions { bind: serve.bind, cache_bytes, hot_bytes, ..NodeOptions::new(&directory) };
+    let keep_deleted = Duration::from_millis(serve.keep_deleted);
+    let options =
+        NodeOptions { bind: serve.bind, cache_bytes, hot_bytes, keep_deleted, ..NodeOptions::new(&directory) };
     let output = context.output;
     let ready = Box::new(move |ready: &Ready| announce(output, ready));
     let runtime = tokio::runtime::Builder::new_multi_thread()

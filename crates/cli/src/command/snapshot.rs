@@ -18,7 +18,7 @@ use crate::wait::{self, Interrupt};
 /// How long to wait before looking again for a seal that is about to begin or to be recorded.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
-/// Take, list, show and retire snapshots
+/// Take, list, show, compare and retire snapshots
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -62,6 +62,14 @@ enum Verb {
         #[arg(value_name = "SNAPSHOT")]
         snapshot: String,
     },
+    /// Tell where two disks differ, in chunks of 64 KiB
+    ///
+    /// Costs only what differs. What was not sealed yet is compared as well, and a volume with what is written to it now. What is elsewhere is not
+    /// fetched: where it may differ, that is said. --json prints all extents.
+    #[command(after_long_help = "Examples:
+  brant snapshot diff vms/web@1 vms/web@2
+  brant snapshot diff vms/web web1 --json")]
+    Diff(super::difference::Arguments),
     /// Withdraw a version: it is offered to nobody any more
     ///
     /// Clones of it stay as they are.
@@ -96,6 +104,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
             let detail = client.snapshot(&snapshot).await?;
             output.show(&detail, |view| show(&detail, view))
         }
+        Verb::Diff(arguments) => super::difference::run(context, arguments).await,
         Verb::Retire { snapshot } => {
             let retired = client.retire_snapshot(&snapshot).await?;
             output.done(&retired, &format!("retired {snapshot}"))

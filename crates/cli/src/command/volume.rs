@@ -1,16 +1,18 @@
 //! `brant volume`: writable disks on this node.
 
 use clap::Subcommand;
-use node::api::{CreateVolumeRequest, Missing, Volume, VolumeDetail};
-use types::{ByteSize, Name};
+use node::api::{
+    CreateVolumeRequest, DeletedVolume, ErrorCode, Missing, ResizeRequest, RestoreRequest, Volume, VolumeDetail,
+};
+use types::{ByteSize, Name, VolumeId};
 
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::output::View;
 use crate::output::table::{Table, pairs};
-use crate::output::text::{count, size};
+use crate::output::text::{ago, ahead, count, size};
 
-/// Make, list, show and remove volumes: writable thin disks on this node
+/// Make, list, show, grow and remove volumes: writable thin disks
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -31,9 +33,13 @@ enum Verb {
         #[arg(long)]
         size: ByteSize,
     },
-    /// List the volumes
-    #[command(after_long_help = "Example:\n  brant volume list")]
-    List,
+    /// List the volumes, or the deleted ones that are still kept
+    #[command(after_long_help = "Examples:\n  brant volume list\n  brant volume list --deleted")]
+    List {
+        /// The deleted ones, which can be taken back with `brant volume restore`
+        #[arg(long)]
+        deleted: bool,
+    },
     /// Show a volume, and what of it is not here yet
     #[command(after_long_help = "Example:\n  brant volume show web1")]
     Show {
@@ -41,14 +47,48 @@ enum Verb {
         #[arg(value_name = "VOLUME")]
         volume: Name,
     },
-    /// Remove a volume and what was written to it
+    /// Make a volume larger, also while it is in use
     ///
-    /// Snapshots that were taken of it stay. One that is attached is not removed.
-    #[command(after_long_help = "Example:\n  brant volume remove scratch")]
-    Remove {
+    /// What is added reads as zeroes. A volume never shrinks. A guest sees the new size when its connection can be told, else when it
+    /// attaches again.
+    #[command(after_long_help = "Example:\n  brant volume resize scratch --size 20GiB")]
+    Resize {
         /// Its name
         #[arg(value_name = "VOLUME")]
         volume: Name,
+        /// Its new size, such as 20GiB; a multiple of 512 bytes, at most 64TiB
+        #[arg(long)]
+        size: ByteSize,
+    },
+    /// Delete a volume; it is kept for a while and can be taken back
+    ///
+    /// Its name is free at once. The node keeps it for 7 days, unless it was started with another --keep-deleted; until then `brant volume
+    /// restore` takes it back. Snapshots that were taken of it stay in any case. One that is attached is not deleted.
+    #[command(after_long_help = "Examples:
+  brant volume remove scratch
+  brant volume remove scratch --now
+  brant volume remove 3f0c5e7a19 --now")]
+    Remove {
+        /// Its name; with --now also the id of one that is deleted already, or the first digits of that
+        #[arg(value_name = "VOLUME")]
+        volume: Name,
+        /// Delete it for good, and give its space back at once
+        #[arg(long)]
+        now: bool,
+    },
+    /// Take a deleted volume back
+    ///
+    /// The latest of a name is meant; an older one is named by its id, or the first digits of it, which `brant volume list --deleted` shows.
+    #[command(after_long_help = "Examples:
+  brant volume restore scratch
+  brant volume restore 3f0c5e7a19 --as scratch-before")]
+    Restore {
+        /// The name that it had, or its id
+        #[arg(value_name = "VOLUME|ID")]
+        volume: Name,
+        /// The name that it gets
+        #[arg(long = "as", value_name = "NAME")]
+        name: Option<Name>,
     },
 }
 
@@ -61,7 +101,11 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
             output.note(&format!("use it with: brant attach {}", volume.name));
             Ok(())
         }
-        Verb::List => {
+        Verb::List { deleted: true } => {
+            let deleted = client.deleted_volumes().await?;
+            output.list(&deleted, "no deleted volumes are kept", |view| list_deleted(&deleted, view))
+        }
+        Verb::List { deleted: false } => {
             let volumes = client.volumes().await?;
             let empty = "no volumes; make one with: brant clone SNAPSHOT VOLUME, or brant volume create";
             output.list(&volumes, empty, |view| list(&volumes, view))
@@ -70,11 +114,62 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
             let detail = client.volume(volume.as_str()).await?;
             output.show(&detail, |_| show(&detail))
         }
-        Verb::Remove { volume } => {
-            let removed = client.remove_volume(volume.as_str()).await?;
-            output.done(&removed, &format!("removed the volume {volume}"))
+        Verb::Resize { volume, size: size_bytes } => {
+            let volume = client.resize_volume(volume.as_str(), &ResizeRequest { size_bytes }).await?;
+            output.show(&volume, |_| format!("the volume {} has {} now", volume.name, size(volume.size_bytes)))
+        }
+        Verb::Remove { volume, now } => remove(context, &volume, now).await,
+        Verb::Restore { volume: deleted, name } => {
+            let volume = client.restore_volume(deleted.as_str(), &RestoreRequest { name }).await?;
+            output.show(&volume, |_| format!("the volume {} is back, {}", volume.name, size(volume.size_bytes)))
         }
     }
+}
+
+async fn remove(context: &Context, volume: &Name, now: bool) -> Outcome {
+    let (client, output) = (&context.client, context.output);
+    if !now {
+        let removed = client.remove_volume(volume.as_str(), false).await?;
+        output.done(&removed, &format!("deleted the volume {volume}"))?;
+        output.note(&format!("take it back with: brant volume restore {volume}"));
+        return Ok(());
+    }
+    let removed = match client.remove_volume(volume.as_str(), true).await {
+        // It may be deleted already. By name that would be a guess: an id says which one is meant.
+        Err(error) if error.code == ErrorCode::NotFound && is_id(volume.as_str()) => {
+            client.purge_volume(volume.as_str()).await?
+        }
+        outcome => outcome?,
+    };
+    output.done(&removed, &format!("the volume {volume} is gone for good"))
+}
+
+/// Whether a text can be the first digits of an id.
+fn is_id(text: &str) -> bool {
+    text.len() >= 6 && text.bytes().all(|c| c.is_ascii_hexdigit())
+}
+
+fn list_deleted(volumes: &[DeletedVolume], view: View) -> String {
+    let mut table = Table::new()
+        .words("VOLUME")
+        .words("ID")
+        .numbers("SIZE")
+        .numbers("JOURNALS")
+        .words("DELETED")
+        .words("KEPT FOR")
+        .texts("WHY");
+    for volume in volumes {
+        table.row([
+            volume.name.to_string(),
+            VolumeId::short(&volume.id),
+            size(volume.size_bytes),
+            size(volume.journal_bytes),
+            ago(volume.deleted_ms, view.now_ms),
+            ahead(volume.expires_ms, view.now_ms),
+            volume.note.clone(),
+        ]);
+    }
+    table.render(view.width)
 }
 
 fn list(volumes: &[Volume], view: View) -> String {
@@ -97,16 +192,30 @@ fn attached(volume: &Volume) -> String {
 
 fn show(detail: &VolumeDetail) -> String {
     let volume = &detail.volume;
+    let counted = |bytes: Option<u64>, what: &str| {
+        bytes.map_or_else(|| "too much to count".to_owned(), |bytes| format!("{} of its tree {what}", size(bytes)))
+    };
+    let journals = format!("{} in {}", size(detail.journal_bytes), count(detail.layers, "layer"));
+    let journals = match detail.own_journal_bytes {
+        own if own == detail.journal_bytes => journals,
+        own => format!("{journals}, {} of it only here", size(own)),
+    };
+    let clients = match detail.clients {
+        0 => String::new(),
+        clients => format!(" ({})", count(clients, "client")),
+    };
     pairs(&[
         ("volume", volume.name.to_string()),
         ("id", volume.id.to_string()),
         ("size", size(volume.size_bytes)),
         ("origin", volume.origin.clone().unwrap_or_else(|| "none".to_owned())),
+        ("shared", counted(detail.shared_bytes, "that snapshots or other volumes hold too")),
+        ("own", counted(detail.own_bytes, "that nothing else here holds")),
         ("unsealed", format!("{} written that no sealed snapshot holds", size(volume.dirty_bytes))),
         ("missing", missing(&detail.missing)),
-        ("journals", format!("{} in {}", size(detail.journal_bytes), count(detail.layers, "layer"))),
+        ("journals", format!("{journals}; folded beyond {}", size(detail.journal_limit_bytes))),
         ("root", detail.root.clone().unwrap_or_else(|| "none: nothing but holes".to_owned())),
-        ("attached", attached(volume)),
+        ("attached", format!("{}{clients}", attached(volume))),
     ])
 }
 
@@ -148,6 +257,28 @@ mod tests {
     }
 
     #[test]
+    fn a_list_of_deleted_volumes_fits_and_says_for_how_long() {
+        let deleted = DeletedVolume {
+            name: "web1".parse().unwrap(),
+            id: VolumeId([7; 16]),
+            size_bytes: 10 << 30,
+            note: "before it was reverted to virtual-machines/web@12".to_owned(),
+            deleted_ms: 1_763_877_012_000,
+            expires_ms: 1_763_877_012_000 + 7 * 86_400_000,
+            journal_bytes: 3 << 19,
+        };
+        let view = View { width: Some(80), now_ms: 1_763_877_012_000 + 3_600_000 };
+        let text = list_deleted(&[deleted], view);
+        assert!(text.lines().all(|line| line.width() <= 80), "{text}");
+        assert!(text.contains("web1    0707070707  10 GiB   1.5 MiB  1 h ago  6 d       before it"), "{text}");
+    }
+
+    #[test]
+    fn only_digits_stand_for_an_id() {
+        assert!(is_id("3f0c5e7a19") && !is_id("web-abc") && !is_id("abc"));
+    }
+
+    #[test]
     fn what_is_missing_is_never_called_nothing_while_nodes_are_absent() {
         assert_eq!(missing(&Missing::default()), "nothing: all of it is here");
         let one = Missing { chunks: 1, bytes: 65536, nodes: 0 };
@@ -161,12 +292,23 @@ mod tests {
         let detail = VolumeDetail {
             volume: volume(),
             missing: Missing { chunks: 163_840, bytes: 10 << 30, nodes: 641 },
+            shared_bytes: Some(480 << 20),
+            own_bytes: Some(32 << 20),
             journal_bytes: 2 << 20,
+            own_journal_bytes: 1 << 20,
+            journal_limit_bytes: 1 << 30,
+            clients: 1,
             layers: 2,
             root: Some("ab".repeat(32)),
         };
         let text = show(&detail);
         assert!(text.lines().all(|line| line.width() <= 80), "{text}");
-        assert!(text.contains("journals  2 MiB in 2 layers\n"), "{text}");
+        assert!(text.contains("shared    480 MiB of its tree that snapshots or other volumes hold too\n"), "{text}");
+        assert!(text.contains("own       32 MiB of its tree that nothing else here holds\n"), "{text}");
+        let journals = "journals  2 MiB in 2 layers, 1 MiB of it only here; folded beyond 1 GiB\n";
+        assert!(text.contains(journals), "{text}");
+        assert!(text.contains("web1.sock (1 client)\n"), "{text}");
+        let unknown = show(&VolumeDetail { shared_bytes: None, own_bytes: None, ..detail });
+        assert!(unknown.contains("own       too much to count\n"), "{unknown}");
     }
 }

@@ -27,6 +27,18 @@ pub(crate) fn ago(then_ms: u64, now_ms: u64) -> String {
     }
 }
 
+/// How long it is until a moment, rounded down.
+pub(crate) fn ahead(then_ms: u64, now_ms: u64) -> String {
+    let ms = then_ms.saturating_sub(now_ms);
+    match ms {
+        0 => "no longer".to_owned(),
+        1..MINUTE => format!("{} s", ms / SECOND),
+        MINUTE..HOUR => format!("{} min", ms / MINUTE),
+        HOUR..DAY => format!("{} h", ms / HOUR),
+        DAY.. => format!("{} d", ms / DAY),
+    }
+}
+
 /// A moment in full, and how long ago it was.
 pub(crate) fn moment(then_ms: u64, now_ms: u64) -> String {
     let ms = now_ms.saturating_sub(then_ms);
@@ -86,6 +98,16 @@ mod tests {
         assert_eq!(ago(now + 5, now), "just now", "clocks differ");
         assert_eq!(moment(now, now), "2025-11-23 05:50:12 UTC (just now)");
         assert!(ago(u64::MAX, 0).contains("just now") && !moment(u64::MAX, u64::MAX).is_empty());
+    }
+
+    #[test]
+    fn what_is_to_come_is_rounded_down() {
+        for (ms, text) in
+            [(0, "no longer"), (900, "0 s"), (MINUTE + 1, "1 min"), (3 * HOUR - 1, "2 h"), (7 * DAY - 1, "6 d")]
+        {
+            assert_eq!(ahead(5 + ms, 5), text);
+        }
+        assert_eq!(ahead(0, 5), "no longer");
     }
 
     #[test]

@@ -34,6 +34,63 @@ pub struct Volume {
     pub attached: Vec<String>,
 }
 
+/// Asks to make a volume larger.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ResizeRequest {
+    /// Its new size in bytes, a multiple of 512, at most 64 TiB, and not smaller than it is.
+    #[schema(value_type = u64)]
+    pub size_bytes: ByteSize,
+}
+
+/// Asks to put a volume back.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct RevertRequest {
+    /// To what: `BUCKET/OBJECT[@VERSION]`, a snapshot id, or the id of a deleted volume.
+    pub to: String,
+    /// The disk of a snapshot that has several.
+    #[serde(default)]
+    pub disk: Option<String>,
+}
+
+/// Asks to take a deleted volume back.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct RestoreRequest {
+    /// The name that it gets; the one that it had where none is given.
+    #[serde(default)]
+    #[schema(value_type = Option<String>)]
+    pub name: Option<Name>,
+}
+
+/// A deleted volume, which is kept for a while.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeletedVolume {
+    /// The name that it had.
+    #[schema(value_type = String)]
+    pub name: Name,
+    /// Its id on this node.
+    #[schema(value_type = String)]
+    pub id: VolumeId,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+    /// What it was deleted for, in words.
+    pub note: String,
+    /// When it was deleted.
+    pub deleted_ms: u64,
+    /// When it will be gone for good.
+    pub expires_ms: u64,
+    /// Bytes of journals that are kept for it alone.
+    pub journal_bytes: u64,
+}
+
+/// A volume that was put back, and what it was.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reverted {
+    /// The volume.
+    pub volume: Volume,
+    /// What it was, as a deleted volume: it can be taken back.
+    pub kept: DeletedVolume,
+}
+
 /// What of a disk is not here yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Missing {
@@ -53,8 +110,23 @@ pub struct VolumeDetail {
     pub volume: Volume,
     /// What is not here yet.
     pub missing: Missing,
+    /// Bytes of its tree that snapshots or other volumes hold as well; none where there is too much to count.
+    #[serde(default)]
+    pub shared_bytes: Option<u64>,
+    /// Bytes of its tree that nothing else here holds; none where there is too much to count.
+    #[serde(default)]
+    pub own_bytes: Option<u64>,
     /// Bytes that its journals take on disk.
     pub journal_bytes: u64,
+    /// Bytes of those that nothing else holds.
+    #[serde(default)]
+    pub own_journal_bytes: u64,
+    /// Bytes of journals beyond which they are folded into its tree.
+    #[serde(default)]
+    pub journal_limit_bytes: u64,
+    /// How many clients are connected to it.
+    #[serde(default)]
+    pub clients: u64,
     /// How many layers lie over its tree.
     pub layers: u64,
     /// The root of its tree.

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 use super::Client;
 use crate::api::{
     ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CreateBucketRequest, CreateVolumeRequest,
-    GrantRequest, ImportRequest, LogEntry, Login, LoginRequest, MaterializeRequest, NodeStatus, Publication,
-    PublishRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume,
-    VolumeDetail,
+    DeletedVolume, Differences, GrantRequest, ImportRequest, LogEntry, Login, LoginRequest, MaterializeRequest,
+    NodeStatus, Publication, PublishRequest, ResizeRequest, RestoreRequest, RevertRequest, Reverted, Snapshot,
+    SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume, VolumeDetail,
 };
 
 /// A fallible answer of the node; every method fails as [`Client::get`] does.
@@ -113,9 +113,41 @@ impl Client {
         self.get(&format!("/v1/volumes/{}", segment(volume))).await
     }
 
-    /// Removes a volume.
-    pub async fn remove_volume(&self, volume: &str) -> Answer<Value> {
-        self.delete(&format!("/v1/volumes/{}", segment(volume))).await
+    /// Deletes a volume, which is kept for a while unless it shall be gone `now`.
+    pub async fn remove_volume(&self, volume: &str, now: bool) -> Answer<Value> {
+        let query = if now { "?now=true" } else { "" };
+        self.delete(&format!("/v1/volumes/{}{query}", segment(volume))).await
+    }
+
+    /// Makes a volume larger.
+    pub async fn resize_volume(&self, volume: &str, request: &ResizeRequest) -> Answer<Volume> {
+        self.post(&format!("/v1/volumes/{}/resize", segment(volume)), request).await
+    }
+
+    /// Puts a volume back.
+    pub async fn revert_volume(&self, volume: &str, request: &RevertRequest) -> Answer<Reverted> {
+        self.post(&format!("/v1/volumes/{}/revert", segment(volume)), request).await
+    }
+
+    /// Lists the deleted volumes that are kept.
+    pub async fn deleted_volumes(&self) -> Answer<Vec<DeletedVolume>> {
+        self.get("/v1/deleted-volumes").await
+    }
+
+    /// Takes a deleted volume back.
+    pub async fn restore_volume(&self, deleted: &str, request: &RestoreRequest) -> Answer<Volume> {
+        self.post(&format!("/v1/deleted-volumes/{}/restore", segment(deleted)), request).await
+    }
+
+    /// Deletes a deleted volume for good.
+    pub async fn purge_volume(&self, deleted: &str) -> Answer<Value> {
+        self.delete(&format!("/v1/deleted-volumes/{}", segment(deleted))).await
+    }
+
+    /// Returns where two disks differ, from a place on.
+    pub async fn differences(&self, from: &str, to: &str, disk: Option<&str>, offset: u64) -> Answer<Differences> {
+        let disk = disk.map(|disk| format!("&disk={}", segment(disk))).unwrap_or_default();
+        self.get(&format!("/v1/differences?from={}&to={}{disk}&offset={offset}", segment(from), segment(to))).await
     }
 
     /// Makes a volume that begins as a snapshot.

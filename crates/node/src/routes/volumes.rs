@@ -1,19 +1,28 @@
-//! `/v1/volumes`
+//! `/v1/volumes`, `/v1/deleted-volumes` and `/v1/differences`
 
 use std::sync::Arc;
 
 use axum::Json;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Query, State};
+use serde::Deserialize;
+use utoipa::IntoParams;
 
 use super::reply::{Body, Reply, name};
-use crate::api::{ApiError, CreateVolumeRequest, Volume, VolumeDetail};
-use crate::error::{blocking, not_found};
+use crate::api::{
+    ApiError, CreateVolumeRequest, DeletedVolume, Differences, ResizeRequest, RestoreRequest, RevertRequest, Reverted,
+    Volume, VolumeDetail,
+};
+use crate::error::blocking;
 use crate::node::Node;
 use crate::snapshots::volume_error;
+use crate::volumes::DifferencesQuery;
 
-fn find(node: &Node, text: &str) -> Result<Arc<volume::Volume>, ApiError> {
-    let name = name(text)?;
-    node.volumes.get(&name).ok_or_else(|| not_found("volume", name).hint("see: brant volume list"))
+/// How a volume is deleted.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct RemoveQuery {
+    /// Whether it is gone for good at once.
+    #[serde(default)]
+    now: bool,
 }
 
 /// Lists the volumes.
@@ -36,18 +45,73 @@ pub(super) async fn create(State(node): State<Arc<Node>>, Body(request): Body<Cr
 #[utoipa::path(get, path = "/v1/volumes/{volume}", params(("volume" = String, Path)),
     responses((status = 200, body = VolumeDetail), (status = 404, body = ApiError)))]
 pub(super) async fn show(State(node): State<Arc<Node>>, Path(volume): Path<String>) -> Reply<VolumeDetail> {
-    let volume = find(&node, &volume)?;
+    let volume = node.find_volume(&name(&volume)?)?;
     node.show_volume_detail(&volume).await.map(Json)
 }
 
-/// Removes a volume that is not attached.
-#[utoipa::path(delete, path = "/v1/volumes/{volume}", params(("volume" = String, Path)),
+/// Deletes a volume that is not attached. It is kept for a while, so that it can be taken back.
+#[utoipa::path(delete, path = "/v1/volumes/{volume}", params(("volume" = String, Path), RemoveQuery),
     responses((status = 200, body = Volume), (status = "4XX", body = ApiError)))]
-pub(super) async fn remove(State(node): State<Arc<Node>>, Path(volume): Path<String>) -> Reply<Volume> {
-    let volume = find(&node, &volume)?;
-    let name = volume.name().clone();
-    node.check_detached(name.as_str())?;
-    let shown = node.show_volume(&volume);
-    blocking(move || node.volumes.remove(&name).map_err(volume_error)).await?;
-    Ok(Json(shown))
+pub(super) async fn remove(
+    State(node): State<Arc<Node>>,
+    Path(volume): Path<String>,
+    Query(query): Query<RemoveQuery>,
+) -> Reply<Volume> {
+    node.remove_volume(&name(&volume)?, query.now).await.map(Json)
+}
+
+/// Makes a volume larger, also while it is in use.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/resize", params(("volume" = String, Path)),
+    request_body = ResizeRequest, responses((status = 200, body = Volume), (status = "4XX", body = ApiError)))]
+pub(super) async fn resize(
+    State(node): State<Arc<Node>>,
+    Path(volume): Path<String>,
+    Body(request): Body<ResizeRequest>,
+) -> Reply<Volume> {
+    node.resize_volume(&name(&volume)?, request.size_bytes.0).await.map(Json)
+}
+
+/// Puts a volume back to a snapshot, or to what it was before that. Refused while a client is connected.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/revert", params(("volume" = String, Path)),
+    request_body = RevertRequest, responses((status = 200, body = Reverted), (status = "4XX", body = ApiError)))]
+pub(super) async fn revert(
+    State(node): State<Arc<Node>>,
+    Path(volume): Path<String>,
+    Body(request): Body<RevertRequest>,
+) -> Reply<Reverted> {
+    node.revert_volume(&name(&volume)?, request).await.map(Json)
+}
+
+/// Lists the deleted volumes that are kept, the oldest deletion first.
+#[utoipa::path(get, path = "/v1/deleted-volumes", responses((status = 200, body = [DeletedVolume])))]
+pub(super) async fn list_deleted(State(node): State<Arc<Node>>) -> Json<Vec<DeletedVolume>> {
+    Json(node.list_deleted())
+}
+
+/// Deletes a deleted volume for good.
+#[utoipa::path(delete, path = "/v1/deleted-volumes/{deleted}", params(("deleted" = String, Path)),
+    responses((status = 200, body = DeletedVolume), (status = "4XX", body = ApiError)))]
+pub(super) async fn purge(State(node): State<Arc<Node>>, Path(deleted): Path<String>) -> Reply<DeletedVolume> {
+    node.purge_volume(&deleted).await.map(Json)
+}
+
+/// Takes a deleted volume back.
+#[utoipa::path(post, path = "/v1/deleted-volumes/{deleted}/restore", params(("deleted" = String, Path)),
+    request_body = RestoreRequest, responses((status = 200, body = Volume), (status = "4XX", body = ApiError)))]
+pub(super) async fn restore(
+    State(node): State<Arc<Node>>,
+    Path(deleted): Path<String>,
+    Body(request): Body<RestoreRequest>,
+) -> Reply<Volume> {
+    node.restore_volume(&deleted, request.name).await.map(Json)
+}
+
+/// Tells where two disks differ.
+#[utoipa::path(get, path = "/v1/differences", params(DifferencesQuery),
+    responses((status = 200, body = Differences), (status = "4XX", body = ApiError)))]
+pub(super) async fn differences(
+    State(node): State<Arc<Node>>,
+    Query(query): Query<DifferencesQuery>,
+) -> Reply<Differences> {
+    node.differences(query).await.map(Json)
 }

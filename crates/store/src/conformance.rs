@@ -10,6 +10,8 @@
 //! });
 //! ```
 
+mod collection;
+
 use std::sync::{Arc, Barrier};
 
 use bytes::Bytes;
@@ -17,6 +19,8 @@ use format::Stored;
 use format::codec::Compressor;
 
 use crate::{ChunkStore, Domain, Domains, Key, Kind, StoreError};
+
+pub use self::collection::{ListedRoots, collect, live_tree, put_tree};
 
 /// Opens one medium; called again after the store it returned last was dropped, it opens what that one left behind.
 pub type Open = Box<dyn FnMut() -> Arc<dyn ChunkStore>>;
@@ -41,6 +45,7 @@ pub fn check(make: &dyn Fn() -> Open) {
     readers_see_what_writers_have_put(make());
     roots_change_all_or_none(make());
     roots_are_listed_by_prefix(make());
+    collection::check(make);
 }
 
 /// Plain bytes that no other number gives: half of them compress well.

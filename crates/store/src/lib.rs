@@ -4,11 +4,15 @@
 //! survives the loss of power; a chunk counts as present only for the trust domains that it was obtained in, though
 //! all domains share one copy on disk. The store knows nothing of volumes, buckets or peers.
 
+mod collect;
 pub mod conformance;
+mod holding;
 pub mod key;
 pub mod local;
+mod mark;
 pub mod memory;
 pub mod nodes;
+mod pins;
 pub mod roots;
 pub mod source;
 
@@ -16,7 +20,9 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use format::Stored;
+use types::Progress;
 
+pub use collect::{CollectError, CollectOptions, CollectReport, Hold, IncompleteRoots, Live, LiveRoots, LiveTree};
 pub use key::{Domain, Domains, Key, Kind};
 pub use local::{Damage, LocalOptions, LocalStore, RecoveryReport};
 pub use memory::MemoryStore;
@@ -203,6 +209,32 @@ pub trait ChunkStore: Send + Sync + Debug {
 
     /// The durable records that say what must be kept.
     fn roots(&self) -> &dyn Roots;
+
+    /// Keeps everything that is put or found present (by [`contains`](ChunkStore::contains) or a put) from now on, until
+    /// the hold is dropped. Who stores something takes one first, and keeps it until a root refers to it.
+    fn hold(&self) -> Hold {
+        Hold::default()
+    }
+
+    /// Gives the room of what nothing refers to back, while the store is in use. Blocking, and long.
+    ///
+    /// # Errors
+    /// See [`CollectError`].
+    fn collect(
+        &self,
+        roots: &dyn LiveRoots,
+        options: &CollectOptions,
+        progress: &Progress,
+    ) -> Result<CollectReport, CollectError> {
+        let _ = (roots, options, progress);
+        Err(CollectError::Unsupported)
+    }
+
+    /// Counts how often objects may have ceased to be present: who remembers that something is, asks again when this
+    /// has changed.
+    fn removals(&self) -> u64 {
+        0
+    }
 }
 
 /// A change to one root: the name, and the new value or `None` to remove it.

@@ -14,7 +14,9 @@
 //! durable stops all writes: after that nobody can say what the medium holds (Rebello et al., "Can applications
 //! recover from fsync failures?", ATC 2020).
 
+mod collection;
 mod committer;
+mod condemned;
 mod directory;
 mod disk;
 mod fjall_index;
@@ -30,6 +32,7 @@ mod writer;
 
 use std::fmt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -38,6 +41,7 @@ use format::{Codec, Stored};
 use medium::{Host, Medium};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use types::Progress;
 
 use self::committer::Core;
 use self::directory::Directory;
@@ -45,8 +49,8 @@ use self::hot::HotTier;
 use self::recovery::IndexPlace;
 use self::roots_log::RootsLog;
 use crate::{
-    ChunkStore, Domain, Domains, Key, Kind, Put, RootChange, Roots, StoreError, StoreStatistics, checked_plain,
-    copy_part,
+    ChunkStore, CollectError, CollectOptions, CollectReport, Domain, Domains, Hold, Key, Kind, LiveRoots, Put,
+    RootChange, Roots, StoreError, StoreStatistics, checked_plain, copy_part,
 };
 
 pub use self::recovery::{Damage, RecoveryReport};
@@ -156,13 +160,25 @@ impl LocalStore {
 
     /// Reads an object from its pack, unless it was cached for others, and caches it.
     fn load(&self, key: &Key, domains: &Domains) -> Result<Option<Cached>, StoreError> {
-        let Some(entry) = self.core.find(key)?.filter(|entry| entry.is_present(domains)) else { return Ok(None) };
-        let plain = match self.cache.peek(key) {
-            Some(cached) => cached.plain,
-            None => self.core.read(key, &entry)?.1,
+        let removals = self.core.removals.load(Ordering::Acquire);
+        let (entry, plain) = match self.cache.peek(key) {
+            Some(cached) => {
+                let Some(entry) = self.core.find(key)?.filter(|entry| entry.is_present(domains)) else {
+                    return Ok(None);
+                };
+                (entry, cached.plain)
+            }
+            None => {
+                let Some((entry, _, plain)) = self.core.load(key, domains)? else { return Ok(None) };
+                (entry, plain)
+            }
         };
         let loaded = Cached { plain, domains: entry.domains.into() };
         self.cache.insert(*key, loaded.clone());
+        // What was removed meanwhile is not cached.
+        if self.core.removals.load(Ordering::Acquire) != removals {
+            self.cache.remove(key);
+        }
         Ok(Some(loaded))
     }
 
@@ -204,7 +220,7 @@ impl fmt::Debug for LocalStore {
 
 impl ChunkStore for LocalStore {
     fn contains(&self, key: &Key, domains: &Domains) -> Result<bool, StoreError> {
-        Ok(self.core.find(key)?.is_some_and(|entry| entry.is_present(domains)))
+        self.core.contains(key, domains)
     }
 
     fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError> {
@@ -227,16 +243,19 @@ impl ChunkStore for LocalStore {
         if self.hot.read(key, domains, offset, buffer) {
             return Ok(Some(types::CHUNK_BYTES));
         }
+        let removals = self.core.removals.load(Ordering::Acquire);
         let Some(loaded) = self.load(key, domains)? else { return Ok(None) };
         if buffer.len() < loaded.plain.len() {
             self.hot.missed(key, &loaded.plain, &loaded.domains);
+            if self.core.removals.load(Ordering::Acquire) != removals {
+                self.hot.forget(key);
+            }
         }
         Ok(Some(copy_part(&loaded.plain, offset, buffer)))
     }
 
     fn get_stored(&self, key: &Key, domains: &Domains) -> Result<Option<Stored>, StoreError> {
-        let Some(entry) = self.core.find(key)?.filter(|entry| entry.is_present(domains)) else { return Ok(None) };
-        Ok(Some(self.core.read(key, &entry)?.0))
+        Ok(self.core.load(key, domains)?.map(|(_, stored, _)| stored))
     }
 
     fn put(&self, key: &Key, domain: Domain, plain: &[u8]) -> Result<Put, StoreError> {
@@ -278,6 +297,26 @@ impl ChunkStore for LocalStore {
     fn roots(&self) -> &dyn Roots {
         &self.roots
     }
+
+    fn hold(&self) -> Hold {
+        self.core.holding.hold()
+    }
+
+    fn collect(
+        &self,
+        roots: &dyn LiveRoots,
+        options: &CollectOptions,
+        progress: &Progress,
+    ) -> Result<CollectReport, CollectError> {
+        self.core.collect(roots, options, progress, &|key| {
+            self.cache.remove(key);
+            self.hot.forget(key);
+        })
+    }
+
+    fn removals(&self) -> u64 {
+        self.core.removals.load(Ordering::Acquire)
+    }
 }
 
 /// The roots of a local store.
@@ -309,8 +348,6 @@ impl Roots for LocalRoots {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
     use crate::conformance::{chunk_key, sample};
 

@@ -1,21 +1,30 @@
 //! A store in memory: for tests, and as the proof that the trait does not lean on files.
 //!
-//! It keeps every promise of [`ChunkStore`] but durability, which memory cannot give. Nothing is ever evicted.
+//! It keeps every promise of [`ChunkStore`] but durability, which memory cannot give. Nothing is evicted but by collection.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use bytes::Bytes;
 use format::Stored;
+use types::Progress;
 
+use crate::holding::Holding;
+use crate::mark::Marks;
 use crate::roots::{check_changes, list_prefix};
-use crate::{ChunkStore, Domain, Domains, Key, Put, RootChange, Roots, StoreError, StoreStatistics, checked_plain};
+use crate::{
+    ChunkStore, CollectError, CollectOptions, CollectReport, Domain, Domains, Hold, Key, LiveRoots, Put, RootChange,
+    Roots, StoreError, StoreStatistics, checked_plain,
+};
 
 /// Keeps objects and roots in memory.
 #[derive(Default)]
 pub struct MemoryStore {
     objects: RwLock<Objects>,
+    holding: Holding,
+    removals: AtomicU64,
     roots: MemoryRoots,
 }
 
@@ -57,6 +66,7 @@ impl MemoryStore {
         if !object.domains.contains(&domain) {
             object.domains.push(domain);
         }
+        self.holding.pin(key, [domain]);
         if new {
             statistics.objects += 1;
             statistics.plain_bytes += u64::from(stored_bytes);
@@ -76,7 +86,11 @@ impl fmt::Debug for MemoryStore {
 impl ChunkStore for MemoryStore {
     fn contains(&self, key: &Key, domains: &Domains) -> Result<bool, StoreError> {
         let objects = self.read();
-        Ok(objects.by_key.get(key).is_some_and(|object| domains.meet(&object.domains)))
+        let Some(object) = objects.by_key.get(key).filter(|object| domains.meet(&object.domains)) else {
+            return Ok(false);
+        };
+        self.holding.pin(key, object.domains.iter().copied().filter(|domain| domains.contains(*domain)));
+        Ok(true)
     }
 
     fn get(&self, key: &Key, domains: &Domains) -> Result<Option<Bytes>, StoreError> {
@@ -108,6 +122,52 @@ impl ChunkStore for MemoryStore {
 
     fn roots(&self) -> &dyn Roots {
         &self.roots
+    }
+
+    fn hold(&self) -> Hold {
+        self.holding.hold()
+    }
+
+    fn collect(
+        &self,
+        roots: &dyn LiveRoots,
+        options: &CollectOptions,
+        progress: &Progress,
+    ) -> Result<CollectReport, CollectError> {
+        let _hold = self.holding.hold();
+        let Some(pins) = self.holding.pins() else { unreachable!("there is a hold") };
+        let read = |id: &types::NodeId, domains: &Domains| self.get(&(*id).into(), domains);
+        let marks = Marks::of(roots, &read, progress)?;
+        let mut objects = self.write();
+        let Objects { by_key, statistics } = &mut *objects;
+        let mut report = CollectReport { memory_bytes: marks.most_memory_bytes(), ..CollectReport::default() };
+        by_key.retain(|key, object| {
+            let live = |domain: &Domain| marks.contains_in(key, *domain) || pins.contains_in(key, *domain);
+            let bytes = object.plain.len() as u64;
+            if object.domains.iter().any(live) {
+                (report.live_objects, report.live_bytes) = (report.live_objects + 1, report.live_bytes + bytes);
+                if !options.dry_run {
+                    object.domains.retain(live);
+                }
+                return true;
+            }
+            (report.dead_objects, report.dead_bytes) = (report.dead_objects + 1, report.dead_bytes + bytes);
+            options.dry_run
+        });
+        if !options.dry_run {
+            report.freed_bytes = report.dead_bytes;
+            statistics.objects -= report.dead_objects;
+            for counted in [&mut statistics.plain_bytes, &mut statistics.stored_bytes, &mut statistics.allocated_bytes]
+            {
+                *counted -= report.dead_bytes;
+            }
+            self.removals.fetch_add(1, Ordering::AcqRel);
+        }
+        Ok(report)
+    }
+
+    fn removals(&self) -> u64 {
+        self.removals.load(Ordering::Acquire)
     }
 }
 

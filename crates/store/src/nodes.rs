@@ -22,15 +22,22 @@ const NODE_OVERHEAD_BYTES: u64 = 160;
 /// Decoded tree nodes, bounded, shared by any number of readers.
 #[derive(Debug)]
 pub struct NodeCache {
-    nodes: Cache<(Domain, NodeId), Arc<Node>, ByBytes>,
+    nodes: Cache<(Domain, NodeId), Known, ByBytes>,
+}
+
+/// A node, and how often objects had been removed from the store before it was found there.
+#[derive(Clone, Debug)]
+struct Known {
+    node: Arc<Node>,
+    removals: u64,
 }
 
 #[derive(Clone, Debug)]
 struct ByBytes;
 
-impl Weighter<(Domain, NodeId), Arc<Node>> for ByBytes {
-    fn weight(&self, _: &(Domain, NodeId), node: &Arc<Node>) -> u64 {
-        NODE_OVERHEAD_BYTES + 32 * node.children().count() as u64
+impl Weighter<(Domain, NodeId), Known> for ByBytes {
+    fn weight(&self, _: &(Domain, NodeId), known: &Known) -> u64 {
+        NODE_OVERHEAD_BYTES + 32 * known.node.children().count() as u64
     }
 }
 
@@ -85,15 +92,19 @@ impl ReadNode for Nodes {
     type Error = StoreError;
 
     fn read_node(&self, id: &NodeId) -> Result<Option<Arc<Node>>, StoreError> {
-        if let Some(node) = self.each.iter().find_map(|(domain, _)| self.cache.nodes.get(&(*domain, *id))) {
-            return Ok(Some(node));
+        // A node that has left the store may have left the cache as well.
+        let removals = self.store.removals();
+        let known = |(domain, _): &(Domain, Domains)| self.cache.nodes.get(&(*domain, *id));
+        let current = |known: &Known| known.removals == removals;
+        if let Some(known) = self.each.iter().filter_map(known).find(current) {
+            return Ok(Some(known.node));
         }
         let key = Key::from(*id);
         for (domain, only) in self.each.iter() {
             if let Some(plain) = self.store.get(&key, only)? {
                 let node = Node::decode(&plain).map_err(|source| StoreError::Malformed { id: *id, source })?;
                 let node = Arc::new(node);
-                self.cache.nodes.insert((*domain, *id), node.clone());
+                self.cache.nodes.insert((*domain, *id), Known { node: node.clone(), removals });
                 return Ok(Some(node));
             }
         }

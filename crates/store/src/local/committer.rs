@@ -1,6 +1,6 @@
 //! Puts, commits and finding: what the index, the pending entries and the writer do together.
 //!
-//! Locks are taken in this order: committer, writer, pending; the index slot last. Compression, hashing and reading of
+//! Locks are taken in this order: condemned packs, committer, writer, pending; the index slot last. Compression, hashing and reading of
 //! objects happen outside all of them.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -11,14 +11,16 @@ use format::Stored;
 use format::pack::{MAX_PACK_BYTES, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordType};
 
 use super::LocalOptions;
+use super::condemned::{Asking, Condemned};
 use super::directory::Directory;
 use super::disk::{allocated_bytes, directory_bytes, failed, sync_directory};
-use super::index::{Checkpoint, Entry, Index, IndexError, State, index_error, is_passing};
+use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals, index_error, is_passing};
 use super::pack::Packs;
 use super::pending::Pending;
 use super::recovery::{IndexPlace, Recovered, RecoveryReport, recover, set_index_aside, store_tag};
 use super::writer::{Dirty, Unsynced, Writer, seal};
-use crate::{Domain, Key, Put, StoreError, StoreStatistics};
+use crate::holding::Holding;
+use crate::{Domain, Domains, Key, Put, StoreError, StoreStatistics};
 
 /// How many entries may wait for a commit before a put makes one.
 const MAX_PENDING: usize = 1 << 14;
@@ -27,10 +29,16 @@ const MAX_PENDING: usize = 1 << 14;
 #[derive(Debug)]
 pub(crate) struct Core {
     pub(crate) directory: Directory,
-    packs: Arc<Packs>,
-    pending: Pending,
+    pub(crate) packs: Arc<Packs>,
+    pub(crate) pending: Pending,
     writer: Mutex<Writer>,
     committed: Mutex<Committed>,
+    pub(crate) holding: Holding,
+    pub(crate) condemned: Condemned,
+    /// Held by the one collection that there can be.
+    pub(crate) collecting: Mutex<()>,
+    /// Counts how often objects may have ceased to be present.
+    pub(crate) removals: AtomicU64,
     index_place: IndexPlace,
     index: RwLock<Option<Box<dyn Index>>>,
     /// Counts how often pending entries went to the index: a search that saw one count all the time missed nothing.
@@ -44,9 +52,10 @@ pub(crate) struct Core {
 
 /// What has been committed.
 #[derive(Debug)]
-struct Committed {
+pub(crate) struct Committed {
     sequence: u64,
-    checkpoint: Checkpoint,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) totals: Totals,
 }
 
 /// What the packs before `next` allocate; they do not change any more.
@@ -72,7 +81,11 @@ impl Core {
             packs,
             pending: Pending::new(state.totals),
             writer: Mutex::new(writer),
-            committed: Mutex::new(Committed { sequence: 0, checkpoint: state.checkpoint }),
+            committed: Mutex::new(Committed { sequence: 0, checkpoint: state.checkpoint, totals: state.totals }),
+            holding: Holding::default(),
+            condemned: Condemned::default(),
+            collecting: Mutex::default(),
+            removals: AtomicU64::new(0),
             index_place,
             index: RwLock::new(Some(index)),
             moves: AtomicU64::new(0),
@@ -102,21 +115,24 @@ impl Core {
         })
     }
 
-    fn find_once(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
+    pub(crate) fn find_once(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
         match self.pending.get(key) {
             Some(entry) => Ok(Some(entry)),
             None => self.with_index(|index| index.get(key)),
         }
     }
 
-    fn with_index<T>(&self, work: impl FnOnce(&dyn Index) -> Result<T, IndexError>) -> Result<T, IndexError> {
+    pub(crate) fn with_index<T>(
+        &self,
+        work: impl FnOnce(&dyn Index) -> Result<T, IndexError>,
+    ) -> Result<T, IndexError> {
         let slot = self.index.read().unwrap_or_else(PoisonError::into_inner);
         work(slot.as_deref().ok_or("the index could not be opened again")?)
     }
 
     /// Opens a failed index again, brings it up to a checkpoint, and tries again what failed; where that fails over its
     /// files once more, rebuilds it. The committer's lock is held.
-    fn repair_index<T>(
+    pub(crate) fn repair_index<T>(
         &self,
         checkpoint: Checkpoint,
         error: &IndexError,
@@ -142,8 +158,24 @@ impl Core {
         result.map_err(index_error(&self.directory.path))
     }
 
+    /// Finds and reads an object, as stored and plain. One that is moved meanwhile is looked for again.
+    pub(crate) fn load(&self, key: &Key, domains: &Domains) -> Result<Option<(Entry, Stored, Bytes)>, StoreError> {
+        loop {
+            let Some(entry) = self.find(key)?.filter(|entry| entry.is_present(domains)) else { return Ok(None) };
+            match self.read(key, &entry) {
+                Ok((stored, plain)) => return Ok(Some((entry, stored, plain))),
+                Err(error) => {
+                    let now = self.find(key)?;
+                    if now.is_some_and(|now| (now.pack, now.place) == (entry.pack, entry.place)) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+    }
+
     /// Reads an object, as stored and plain.
-    pub(crate) fn read(&self, key: &Key, entry: &Entry) -> Result<(Stored, Bytes), StoreError> {
+    fn read(&self, key: &Key, entry: &Entry) -> Result<(Stored, Bytes), StoreError> {
         let pack = self.packs.pack(entry.pack).map_err(|error| match error {
             StoreError::Io { path, source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 StoreError::Damaged { what: format!("{key} is lost: its pack"), path }
@@ -156,55 +188,86 @@ impl Core {
     /// Stores an object; `encode` is called, outside all locks, if its bytes are needed.
     pub(crate) fn put(&self, key: &Key, domain: Domain, encode: impl FnOnce() -> Stored) -> Result<Put, StoreError> {
         let moves = self.moves.load(Ordering::Acquire);
-        if let Some(entry) = self.find(key)? {
-            if entry.domains.contains(&domain) {
-                return Ok(Put { new: false, stored_bytes: entry.stored_bytes });
-            }
-            return self.add(key, domain, None, moves);
+        let asking = self.condemned.ask();
+        let found = self.find(key)?.and_then(|entry| asking.apply(entry));
+        if let Some(entry) = found.as_ref().filter(|entry| entry.domains.contains(&domain)) {
+            self.holding.pin(key, [domain]);
+            return Ok(Put { new: false, stored_bytes: entry.stored_bytes });
+        }
+        drop(asking);
+        if found.is_some()
+            && let Some(put) = self.add(key, domain, None, moves)?
+        {
+            return Ok(put);
         }
         let stored = encode();
-        self.add(key, domain, Some(stored), moves)
+        let lost = || StoreError::Index(format!("the index has lost {key}").into());
+        self.add(key, domain, Some(stored), moves)?.ok_or_else(lost)
     }
 
-    /// Appends the object or, where it is there by now, a claim.
-    fn add(&self, key: &Key, domain: Domain, stored: Option<Stored>, moves: u64) -> Result<Put, StoreError> {
+    /// Whether an object is present, for who counts on it.
+    pub(crate) fn contains(&self, key: &Key, domains: &Domains) -> Result<bool, StoreError> {
+        let asking = self.condemned.ask();
+        let Some(entry) = self.find(key)?.and_then(|entry| asking.apply(entry)) else { return Ok(false) };
+        let present = entry.is_present(domains);
+        if present {
+            self.holding.pin(key, entry.domains.into_iter().filter(|domain| domains.contains(*domain)));
+        }
+        Ok(present)
+    }
+
+    /// Appends the object or, where it is there by now, a claim; `None` where its bytes are needed for that.
+    fn add(&self, key: &Key, domain: Domain, stored: Option<Stored>, moves: u64) -> Result<Option<Put>, StoreError> {
+        let asking = self.condemned.ask();
         let mut writer = self.lock_writer();
         self.require_running()?;
-        let mut known = self.pending.get(key);
-        if known.is_none() && (stored.is_none() || self.moves.load(Ordering::Acquire) != moves) {
-            known = self.find_once(key).map_err(index_error(&self.directory.path))?;
+        let mut found = self.pending.get(key);
+        if found.is_none() && (stored.is_none() || self.moves.load(Ordering::Acquire) != moves || asking.any()) {
+            found = self.find_once(key).map_err(index_error(&self.directory.path))?;
         }
-        let waiting = match (known, stored) {
+        let known = found.clone().and_then(|entry| asking.apply(entry));
+        let (waiting, put) = match (known, stored) {
             (Some(entry), _) if entry.domains.contains(&domain) => {
-                return Ok(Put { new: false, stored_bytes: entry.stored_bytes });
+                (0, Put { new: false, stored_bytes: entry.stored_bytes })
             }
-            (Some(mut entry), _) => {
-                let claim = header(RecordType::Claim, key, domain, &entry);
-                writer.append(&RecordHeader { stored_bytes: 0, ..claim }, &[])?;
-                entry.domains.push(domain);
-                let put = Put { new: false, stored_bytes: entry.stored_bytes };
-                (self.pending.replace(*key, entry), put)
-            }
+            (Some(entry), _) => self.claim(&mut writer, &asking, key, domain, entry)?,
             (None, Some(stored)) => {
-                let stored_bytes = u32::try_from(stored.bytes.len()).expect("an object is at most 1 MiB");
-                let (codec, plain_bytes) = (stored.codec, stored.plain_bytes);
-                let domains = vec![domain];
-                let mut entry = Entry { pack: 0, place: 0, codec, stored_bytes, plain_bytes, domains };
-                let object = header(RecordType::Object, key, domain, &entry);
-                (entry.pack, entry.place) = writer.append(&object, &stored.bytes)?;
-                (self.pending.insert(*key, entry), Put { new: true, stored_bytes })
+                let entry = append_object(&mut writer, key, domain, &stored)?;
+                let put = Put { new: true, stored_bytes: entry.stored_bytes };
+                let waiting = match found {
+                    Some(dead) => self.pending.supersede(*key, &dead, entry),
+                    None => self.pending.insert(*key, entry),
+                };
+                (waiting, put)
             }
-            (None, None) => return Err(StoreError::Index(format!("the index has lost {key}").into())),
+            (None, None) => return Ok(None),
         };
+        self.holding.pin(key, [domain]);
         drop(writer);
-        let (waiting, put) = waiting;
+        drop(asking);
         if waiting >= MAX_PENDING {
             self.commit()?;
         }
-        Ok(put)
+        Ok(Some(put))
     }
 
-    fn require_running(&self) -> Result<(), StoreError> {
+    /// Notes that an object is present in one more domain.
+    fn claim(
+        &self,
+        writer: &mut Writer,
+        asking: &Asking<'_>,
+        key: &Key,
+        domain: Domain,
+        mut entry: Entry,
+    ) -> Result<(usize, Put), StoreError> {
+        append_claim(writer, key, domain, &entry)?;
+        asking.add(&entry, domain);
+        entry.domains.push(domain);
+        let put = Put { new: false, stored_bytes: entry.stored_bytes };
+        Ok((self.pending.replace(*key, entry), put))
+    }
+
+    pub(crate) fn require_running(&self) -> Result<(), StoreError> {
         if self.stopped.load(Ordering::Acquire) {
             return Err(StoreError::Stopped { path: self.directory.path.clone() });
         }
@@ -214,7 +277,7 @@ impl Core {
     /// Makes every put that has returned durable. Threads that wait for another's commit share the next one.
     pub(crate) fn commit(&self) -> Result<(), StoreError> {
         let target = self.lock_writer().sequence();
-        let mut committed = self.committed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut committed = self.lock_committed();
         self.require_running()?;
         if committed.sequence >= target {
             return Ok(());
@@ -241,11 +304,15 @@ impl Core {
         self.moves.fetch_add(1, Ordering::AcqRel);
         self.pending.finish();
         self.current_pack.store(unsynced.checkpoint.pack, Ordering::Release);
-        *committed = Committed { sequence: unsynced.sequence, checkpoint: unsynced.checkpoint };
+        *committed = Committed { sequence: unsynced.sequence, checkpoint: unsynced.checkpoint, totals };
         Ok(())
     }
 
-    fn lock_writer(&self) -> MutexGuard<'_, Writer> {
+    pub(crate) fn lock_committed(&self) -> MutexGuard<'_, Committed> {
+        self.committed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn lock_writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -259,6 +326,17 @@ impl Core {
             }
         }
         if unsynced.directory { sync_directory(&*self.packs.medium, &self.packs.directory) } else { Ok(()) }
+    }
+
+    /// Removes a pack that the index does not refer to any more.
+    pub(crate) fn remove_pack(&self, number: u32) -> Result<(), StoreError> {
+        let mut sealed = self.sealed.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes = allocated_bytes(&*self.packs.medium, &self.packs.path(number))?;
+        self.packs.remove(number)?;
+        if number < sealed.next {
+            sealed.bytes = sealed.bytes.saturating_sub(bytes);
+        }
+        Ok(())
     }
 
     pub(crate) fn statistics(&self) -> Result<StoreStatistics, StoreError> {
@@ -284,6 +362,27 @@ impl Core {
             allocated_bytes: allocated,
         })
     }
+}
+
+/// Appends an object, and returns where it is.
+pub(crate) fn append_object(
+    writer: &mut Writer,
+    key: &Key,
+    domain: Domain,
+    stored: &Stored,
+) -> Result<Entry, StoreError> {
+    let stored_bytes = u32::try_from(stored.bytes.len()).expect("an object is at most 1 MiB");
+    let (codec, plain_bytes) = (stored.codec, stored.plain_bytes);
+    let mut entry = Entry { pack: 0, place: 0, codec, stored_bytes, plain_bytes, domains: vec![domain] };
+    let object = header(RecordType::Object, key, domain, &entry);
+    (entry.pack, entry.place) = writer.append(&object, &stored.bytes)?;
+    Ok(entry)
+}
+
+/// Appends that an object is present in one more domain.
+pub(crate) fn append_claim(writer: &mut Writer, key: &Key, domain: Domain, entry: &Entry) -> Result<(), StoreError> {
+    let claim = header(RecordType::Claim, key, domain, entry);
+    writer.append(&RecordHeader { stored_bytes: 0, ..claim }, &[]).map(drop)
 }
 
 fn header(record: RecordType, key: &Key, domain: Domain, entry: &Entry) -> RecordHeader {

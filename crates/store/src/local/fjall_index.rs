@@ -1,7 +1,7 @@
 //! The index in fjall, a log-structured merge tree: measured best at writing.
 //!
 //! One keyspace holds both entries and state, so that what survives is always a prefix of the batches. Nothing is
-//! synchronised: the packs are what is durable, and what the index lost is replayed from them.
+//! synchronised but before packs are removed: the packs are what is durable, and what the index lost is replayed from them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -92,6 +92,19 @@ impl Index for FjallIndex {
         }
         batch.insert(&self.objects, STATE_KEY, state.encode());
         guarded(|| batch.commit())
+    }
+
+    fn remove(&self, keys: &[Key], state: &State) -> Result<(), IndexError> {
+        let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
+        for key in keys {
+            batch.remove(&self.objects, bytes_of(key));
+        }
+        batch.insert(&self.objects, STATE_KEY, state.encode());
+        guarded(|| batch.commit())
+    }
+
+    fn persist(&self) -> Result<(), IndexError> {
+        guarded(|| self.database.persist(PersistMode::SyncAll))
     }
 
     fn state(&self) -> Result<Option<State>, IndexError> {

@@ -153,6 +153,13 @@ impl HotTier {
         }
     }
 
+    /// Lets go of a chunk's copy.
+    pub(crate) fn forget(&self, key: &Key) {
+        if self.slots > 0 {
+            self.current().chunks.remove(key);
+        }
+    }
+
     /// Gives all its room back to the file system, and says whether that was any.
     pub(crate) fn release(&self) -> bool {
         let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);

@@ -75,9 +75,15 @@ impl Totals {
     }
 
     pub(crate) fn subtract(&mut self, entry: &Entry) {
-        self.objects = self.objects.saturating_sub(1);
-        self.plain_bytes = self.plain_bytes.saturating_sub(u64::from(entry.plain_bytes));
-        self.stored_bytes = self.stored_bytes.saturating_sub(u64::from(entry.stored_bytes));
+        let mut one = Self::default();
+        one.add(entry);
+        self.subtract_all(&one);
+    }
+
+    pub(crate) fn subtract_all(&mut self, others: &Self) {
+        self.objects = self.objects.saturating_sub(others.objects);
+        self.plain_bytes = self.plain_bytes.saturating_sub(others.plain_bytes);
+        self.stored_bytes = self.stored_bytes.saturating_sub(others.stored_bytes);
     }
 }
 
@@ -167,6 +173,12 @@ pub(crate) trait Index: Send + Sync + Debug {
     /// Writes entries and the state, all or none; it need not survive the loss of power, but nothing later may survive
     /// without it.
     fn apply(&self, entries: &BTreeMap<Key, Entry>, state: &State) -> Result<(), IndexError>;
+
+    /// Removes entries and writes the state, all or none.
+    fn remove(&self, keys: &[Key], state: &State) -> Result<(), IndexError>;
+
+    /// Makes everything that was written survive the loss of power.
+    fn persist(&self) -> Result<(), IndexError>;
 
     /// The state last written; `None` in a new index.
     fn state(&self) -> Result<Option<State>, IndexError>;

@@ -34,6 +34,17 @@ impl Index for MemoryIndex {
         Ok(())
     }
 
+    fn remove(&self, keys: &[Key], state: &State) -> Result<(), IndexError> {
+        let mut content = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().for_each(|key| drop(content.entries.remove(key)));
+        content.state = Some(*state);
+        Ok(())
+    }
+
+    fn persist(&self) -> Result<(), IndexError> {
+        Ok(())
+    }
+
     fn state(&self) -> Result<Option<State>, IndexError> {
         Ok(self.read().state)
     }

@@ -156,6 +156,16 @@ impl Packs {
         Self { medium, directory, secret, open: Cache::new(OPEN_PACKS) }
     }
 
+    /// Removes a pack that nothing refers to any more. Who reads it now reads on.
+    pub(crate) fn remove(&self, number: u32) -> Result<(), StoreError> {
+        self.open.remove(&number);
+        let path = self.path(number);
+        match self.medium.remove(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("remove", &path)(error)),
+            _ => Ok(()),
+        }
+    }
+
     /// The file of a pack.
     pub(crate) fn path(&self, number: u32) -> PathBuf {
         pack_path(&self.directory, number)

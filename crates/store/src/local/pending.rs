@@ -57,6 +57,20 @@ impl Pending {
         maps.fresh.len()
     }
 
+    /// Enters an object in the place of one that does not count any more.
+    pub(crate) fn supersede(&self, key: Key, old: &Entry, entry: Entry) -> usize {
+        let mut maps = self.write();
+        maps.totals.subtract(old);
+        maps.totals.add(&entry);
+        maps.fresh.insert(key, entry);
+        maps.fresh.len()
+    }
+
+    /// Counts objects no more that leave the index.
+    pub(crate) fn subtract(&self, removed: &Totals) {
+        self.write().totals.subtract_all(removed);
+    }
+
     pub(crate) fn totals(&self) -> Totals {
         self.read().totals
     }

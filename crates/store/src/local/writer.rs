@@ -131,6 +131,21 @@ impl Writer {
         Ok((pack.number, place))
     }
 
+    /// Begins another pack, so that the one there is grows no more.
+    pub(crate) fn begin_another(&mut self) -> Result<(), StoreError> {
+        self.require_room(PACK_HEADER_BYTES as u64)?;
+        if let Some(full) = self.open.take() {
+            self.mark_dirty(&full.pack, Some(full.end));
+        }
+        self.begin_pack()?;
+        let Some(open) = &self.open else { unreachable!("a pack has just been opened") };
+        self.position = Checkpoint { pack: open.pack.number, end: open.end, records: 0 };
+        self.sequence += 1;
+        let pack = open.pack.clone();
+        self.mark_dirty(&pack, None);
+        Ok(())
+    }
+
     /// Takes what has to be made durable.
     pub(crate) fn take_unsynced(&mut self) -> Unsynced {
         Unsynced {

@@ -1,0 +1,442 @@
+//! Collection: packs of which little is live give it to new packs, and are removed.
+//!
+//! For each pack, in this order: it is condemned, so that nobody counts on what is dead in it any more; what is live is
+//! copied to the pack that is being written, and committed; the dead leave the index, durably; the file is removed. A
+//! crash in between leaves second copies, of which the later counts, or a pack that nothing refers to; the next
+//! collection takes them. Readers hold no lock: one that finds a pack gone asks the index again.
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use format::Stored;
+use format::pack::{FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordType};
+use types::Progress;
+
+use super::committer::{Committed, Core, append_claim, append_object};
+use super::condemned::{Loss, Verdict};
+use super::disk::sync_directory;
+use super::index::{Entry, State, Totals, index_error};
+use super::pack::{Pack, list_packs};
+use super::recovery::store_tag;
+use super::scan::{Check, Found, key_of, scan};
+use crate::mark::Marks;
+use crate::pins::Pins;
+use crate::{CollectError, CollectOptions, CollectReport, Domain, Domains, Key, LiveRoots, StoreError};
+
+/// How much is copied, and how many objects may die, before packs are removed.
+const STEP_BYTES: u64 = 256 << 20;
+const STEP_OBJECTS: usize = 1 << 17;
+
+/// How many entries leave the index while writers wait.
+const REMOVE_AT_ONCE: usize = 512;
+
+/// A pack being written is given up for what is dead in it only if that is so much, in bytes.
+const WORTH_A_PACK_BYTES: u64 = 1 << 20;
+
+/// Keeps to a rate.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    rate: Option<u64>,
+    begun: Instant,
+    done_bytes: u64,
+}
+
+impl Pace {
+    pub(crate) fn new(rate: Option<u64>) -> Self {
+        Self { rate: rate.filter(|rate| *rate > 0), begun: Instant::now(), done_bytes: 0 }
+    }
+
+    /// Waits until so many bytes more are due, or until the work is cancelled.
+    pub(crate) fn spend(&mut self, bytes: u64, progress: &Progress) -> Result<(), types::Cancelled> {
+        self.done_bytes += bytes;
+        loop {
+            progress.check()?;
+            let Some(rate) = self.rate else { return Ok(()) };
+            let nanoseconds = u128::from(self.done_bytes) * 1_000_000_000 / u128::from(rate);
+            let due = Duration::from_nanos(u64::try_from(nanoseconds).unwrap_or(u64::MAX));
+            let Some(early) = due.checked_sub(self.begun.elapsed()).filter(|early| !early.is_zero()) else {
+                return Ok(());
+            };
+            std::thread::sleep(early.min(Duration::from_millis(50)));
+        }
+    }
+}
+
+/// What is live in a pack, and what is not.
+#[derive(Clone, Copy, Debug, Default)]
+struct Share {
+    number: u32,
+    live_bytes: u64,
+    dead_bytes: u64,
+}
+
+impl Share {
+    fn is_below(&self, percent: u8) -> bool {
+        self.dead_bytes > 0 && self.live_bytes * 100 < (self.live_bytes + self.dead_bytes) * u64::from(percent.min(100))
+    }
+}
+
+/// One collection.
+struct Collection<'c> {
+    core: &'c Core,
+    marks: Marks,
+    pins: std::sync::Arc<Pins>,
+    forget: &'c dyn Fn(&Key),
+    options: CollectOptions,
+    progress: &'c Progress,
+    pace: Pace,
+    report: CollectReport,
+    /// Packs that are condemned, and their dead objects.
+    step: Vec<Victim>,
+    step_bytes: u64,
+    step_objects: usize,
+}
+
+impl Core {
+    /// Collects what nothing refers to. `forget` is told of every object that is not present any more.
+    pub(crate) fn collect(
+        &self,
+        roots: &dyn LiveRoots,
+        options: &CollectOptions,
+        progress: &Progress,
+        forget: &dyn Fn(&Key),
+    ) -> Result<CollectReport, CollectError> {
+        let _one = match self.collecting.try_lock() {
+            Ok(one) => one,
+            Err(std::sync::TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(std::sync::TryLockError::WouldBlock) => return Err(CollectError::Busy),
+        };
+        // From here on, what is put or counted on is pinned; what roots refer to that come later was, or is marked.
+        let _hold = self.holding.hold();
+        let Some(pins) = self.holding.pins() else { unreachable!("there is a hold") };
+        self.commit()?;
+        let read =
+            |id: &types::NodeId, domains: &Domains| Ok(self.load(&(*id).into(), domains)?.map(|(_, _, plain)| plain));
+        let marks = Marks::of(roots, &read, progress)?;
+        let mut collection = Collection {
+            core: self,
+            marks,
+            pins,
+            forget,
+            options: *options,
+            progress,
+            pace: Pace::new(options.rate_bytes_per_second),
+            report: CollectReport::default(),
+            step: Vec::new(),
+            step_bytes: 0,
+            step_objects: 0,
+        };
+        let victims = collection.survey()?;
+        if !options.dry_run {
+            let swept = collection.sweep(&victims);
+            // Also after an error: what was begun is brought to its end.
+            collection.end_step()?;
+            swept?;
+        }
+        Ok(collection.report)
+    }
+}
+
+impl Collection<'_> {
+    /// Finds out how much of each pack is live, the latest first: of two copies the later one counts.
+    fn survey(&mut self) -> Result<Vec<Share>, CollectError> {
+        let packs = &self.core.packs;
+        let numbers = list_packs(&*packs.medium, &packs.directory)?;
+        let last = self.core.lock_writer().position();
+        let mut seen = vec![false; self.marks.places()];
+        let mut victims = Vec::new();
+        let mut total_bytes = 0;
+        for number in numbers.into_iter().rev().filter(|number| *number <= last.pack) {
+            let pack = packs.pack(number)?;
+            let end = if number == last.pack { last.end } else { pack.length()? };
+            let Some(records) = records(&pack, end)? else {
+                // What a damaged pack still holds is evidence; nothing of it is lost by leaving it.
+                self.report.damaged_packs += 1;
+                continue;
+            };
+            self.pace.spend(records.len() as u64 * RECORD_HEADER_BYTES as u64, self.progress)?;
+            let share = self.share(number, &records, &mut seen);
+            let worth = number != last.pack
+                || self.options.live_percent >= 100
+                || share.dead_bytes >= WORTH_A_PACK_BYTES.min(end / 2);
+            // A pack without any record that is not the last one has nothing to keep.
+            let empty = records.is_empty() && number != last.pack;
+            if empty || (worth && share.is_below(self.options.live_percent)) {
+                total_bytes += share.live_bytes;
+                victims.push(share);
+            }
+        }
+        let memory = self.marks.most_memory_bytes() + self.pins.memory_bytes() + seen.len() as u64;
+        self.report.memory_bytes = memory + (victims.capacity() * size_of::<Share>()) as u64;
+        self.progress.set_total_bytes(total_bytes);
+        // What gives most for least first: it makes room for the rest.
+        victims.sort_by_key(|share| (share.live_bytes, share.number));
+        Ok(victims)
+    }
+
+    fn share(&mut self, number: u32, records: &[FooterEntry], seen: &mut [bool]) -> Share {
+        let mut share = Share { number, ..Share::default() };
+        for record in records {
+            let Some(key) = key_of(&record.header) else { continue };
+            let is_object = record.header.record == RecordType::Object;
+            let length = RECORD_HEADER_BYTES as u64 + if is_object { u64::from(record.header.stored_bytes) } else { 0 };
+            let live = match self.marks.find(&key) {
+                Some(place) => !is_object || !std::mem::replace(&mut seen[place], true),
+                None => self.pins.contains(&key),
+            };
+            if live {
+                share.live_bytes += length;
+            } else {
+                share.dead_bytes += length;
+            }
+            if is_object {
+                let (objects, bytes) = match live {
+                    true => (&mut self.report.live_objects, &mut self.report.live_bytes),
+                    false => (&mut self.report.dead_objects, &mut self.report.dead_bytes),
+                };
+                *objects += 1;
+                *bytes += u64::from(record.header.stored_bytes);
+            }
+        }
+        share
+    }
+
+    fn sweep(&mut self, victims: &[Share]) -> Result<(), CollectError> {
+        let last = self.core.lock_writer().position().pack;
+        if victims.iter().any(|victim| victim.number == last) {
+            self.core.lock_writer().begin_another()?;
+            self.core.commit()?;
+        }
+        for victim in victims {
+            self.progress.check()?;
+            self.empty(victim.number)?;
+            if self.step_bytes >= STEP_BYTES || self.step_objects >= STEP_OBJECTS {
+                self.end_step()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Condemns a pack, and copies what is live in it.
+    fn empty(&mut self, number: u32) -> Result<(), CollectError> {
+        let pack = self.core.packs.pack(number)?;
+        let Some(records) = records(&pack, pack.length()?)? else { return Ok(()) };
+        let current = self.current(number, &records)?;
+        let mut victim = Victim { number, ..Victim::default() };
+        self.core.condemned.condemn(number, || self.judge(&current, &mut victim));
+        self.core.removals.fetch_add(1, Ordering::AcqRel);
+        victim.changed().for_each(self.forget);
+        self.step_objects += victim.dead.len();
+        // From here on it is in the step, which releases it whatever comes.
+        self.step.push(victim);
+        for (key, place) in current.iter().map(|(key, entry)| (key, entry.place)) {
+            if self.step.last().is_some_and(|victim| !victim.is_dead(place)) {
+                self.copy(&pack, key, place)?;
+            }
+        }
+        for record in records.iter().filter(|record| record.header.record == RecordType::Claim) {
+            self.copy_claim(number, record)?;
+        }
+        Ok(())
+    }
+
+    /// The objects of a pack that the index says lie there.
+    fn current(&self, number: u32, records: &[FooterEntry]) -> Result<Vec<(Key, Entry)>, CollectError> {
+        let mut current = Vec::with_capacity(records.len());
+        for record in records.iter().filter(|record| record.header.record == RecordType::Object) {
+            let Some(key) = key_of(&record.header) else { continue };
+            let here = |entry: &Entry| entry.pack == number && entry.place == record.place;
+            current.extend(self.core.find(&key)?.filter(here).map(|entry| (key, entry)));
+        }
+        Ok(current)
+    }
+
+    /// Decides what dies in a pack, while nobody counts on it.
+    fn judge(&self, current: &[(Key, Entry)], victim: &mut Victim) -> Verdict {
+        let mut lost = HashMap::new();
+        for (key, entry) in current {
+            let is_lost =
+                |domain: &&Domain| !self.marks.contains_in(key, **domain) && !self.pins.contains_in(key, **domain);
+            let domains: Vec<Domain> = entry.domains.iter().filter(is_lost).copied().collect();
+            if domains.len() == entry.domains.len() && !self.pins.contains(key) {
+                victim.dead.insert(entry.place, *key);
+                lost.insert(entry.place, Loss::All);
+            } else if !domains.is_empty() {
+                victim.reduced.push(*key);
+                lost.insert(entry.place, Loss::Domains(domains));
+            }
+        }
+        Verdict::new(lost)
+    }
+
+    /// Writes a live object anew, with the domains that it keeps.
+    fn copy(&mut self, pack: &Pack, key: &Key, place: u32) -> Result<(), CollectError> {
+        let Some(victim) = self.step.last_mut() else { unreachable!("the pack is in the step") };
+        let Some(entry) = self.core.find(key)?.filter(|entry| (entry.pack, entry.place) == (victim.number, place))
+        else {
+            return Ok(());
+        };
+        let stored = match pack.read_object(key, &entry) {
+            Ok((stored, _)) => stored,
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::error!(%error, "a live object is damaged; its pack stays");
+                victim.damaged = true;
+                return Ok(());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let length = RECORD_HEADER_BYTES as u64 + u64::from(entry.stored_bytes);
+        if !self.core.relocate(key, (victim.number, place), &stored)? {
+            victim.dead.insert(place, *key);
+        }
+        self.step_bytes += length;
+        self.report.moved_bytes += length;
+        self.progress.advance(length, length);
+        self.pace.spend(2 * length, self.progress)?;
+        Ok(())
+    }
+
+    /// Writes anew that an object of another pack is present in one more domain.
+    fn copy_claim(&mut self, number: u32, record: &FooterEntry) -> Result<(), CollectError> {
+        let (Some(key), domain) = (key_of(&record.header), Domain(record.header.domain)) else { return Ok(()) };
+        if self.marks.contains_in(&key, domain) || self.pins.contains_in(&key, domain) {
+            self.core.claim_again(&key, number, domain)?;
+            self.step_bytes += RECORD_HEADER_BYTES as u64;
+            self.report.moved_bytes += RECORD_HEADER_BYTES as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes the copies durable, takes the dead out of the index, and removes the packs.
+    fn end_step(&mut self) -> Result<(), CollectError> {
+        let step = std::mem::take(&mut self.step);
+        (self.step_bytes, self.step_objects) = (0, 0);
+        if step.is_empty() {
+            return Ok(());
+        }
+        let finished = self.core.commit().and_then(|()| self.remove(&step));
+        let numbers: Vec<u32> = step.iter().map(|victim| victim.number).collect();
+        self.core.condemned.release(&numbers);
+        self.core.removals.fetch_add(1, Ordering::AcqRel);
+        step.iter().flat_map(Victim::changed).for_each(self.forget);
+        Ok(finished?)
+    }
+
+    fn remove(&mut self, step: &[Victim]) -> Result<(), StoreError> {
+        let core = self.core;
+        // Held to the end, so that an index that fails is not rebuilt from packs that are being removed.
+        let mut committed = core.lock_committed();
+        for victim in step {
+            let dead: Vec<(Key, u32)> = victim.dead.iter().map(|(place, key)| (*key, *place)).collect();
+            for dead in dead.chunks(REMOVE_AT_ONCE) {
+                core.remove_entries(&mut committed, victim.number, dead)?;
+            }
+        }
+        core.with_index(|index| index.persist()).map_err(index_error(&core.directory.path))?;
+        for victim in step {
+            if victim.damaged {
+                self.report.damaged_packs += 1;
+                continue;
+            }
+            let length = core.packs.pack(victim.number)?.length()?;
+            core.remove_pack(victim.number)?;
+            self.report.removed_packs += 1;
+            self.report.freed_bytes += length;
+        }
+        sync_directory(&*core.packs.medium, &core.packs.directory)
+    }
+}
+
+/// A pack that is being emptied.
+#[derive(Debug, Default)]
+struct Victim {
+    number: u32,
+    /// Dead objects, by place.
+    dead: HashMap<u32, Key>,
+    /// Objects that are not present any more in some domain.
+    reduced: Vec<Key>,
+    /// Something live in it cannot be read, so it stays.
+    damaged: bool,
+}
+
+impl Victim {
+    fn is_dead(&self, place: u32) -> bool {
+        self.dead.contains_key(&place)
+    }
+
+    fn changed(&self) -> impl Iterator<Item = &Key> {
+        self.dead.values().chain(&self.reduced)
+    }
+}
+
+impl Core {
+    /// Copies an object from a place that it still has, with the domains that it keeps, and says whether it keeps any.
+    fn relocate(&self, key: &Key, from: (u32, u32), stored: &Stored) -> Result<bool, StoreError> {
+        let asking = self.condemned.ask();
+        let mut writer = self.lock_writer();
+        self.require_running()?;
+        let found = self.find_once(key).map_err(index_error(&self.directory.path))?;
+        let Some(found) = found.filter(|entry| (entry.pack, entry.place) == from) else { return Ok(true) };
+        let Some(kept) = asking.apply(found) else { return Ok(false) };
+        let entry = append_object(&mut writer, key, kept.domains[0], stored)?;
+        for domain in &kept.domains[1..] {
+            append_claim(&mut writer, key, *domain, &entry)?;
+        }
+        self.pending.replace(*key, Entry { domains: kept.domains, ..entry });
+        Ok(true)
+    }
+
+    /// Appends a claim again whose record is going, if it is true and of an object that stays where it is.
+    fn claim_again(&self, key: &Key, going: u32, domain: Domain) -> Result<(), StoreError> {
+        let mut writer = self.lock_writer();
+        self.require_running()?;
+        let found = self.find_once(key).map_err(index_error(&self.directory.path))?;
+        let true_claim = |entry: &Entry| entry.pack != going && entry.domains.contains(&domain);
+        match found.filter(true_claim) {
+            Some(entry) => append_claim(&mut writer, key, domain, &entry),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes dead objects out of the index that still lie in a pack. The committer's lock is held.
+    fn remove_entries(&self, committed: &mut Committed, number: u32, dead: &[(Key, u32)]) -> Result<(), StoreError> {
+        let failed = || index_error(&self.directory.path);
+        // Nobody puts one of them meanwhile.
+        let _writer = self.lock_writer();
+        let mut removed = Totals::default();
+        let mut keys = Vec::with_capacity(dead.len());
+        for (key, place) in dead.iter().filter(|(key, _)| self.pending.get(key).is_none()) {
+            let found = self.with_index(|index| index.get(key)).map_err(failed())?;
+            if let Some(entry) = found.filter(|entry| (entry.pack, entry.place) == (number, *place)) {
+                removed.add(&entry);
+                keys.push(*key);
+            }
+        }
+        let mut totals = committed.totals;
+        totals.subtract_all(&removed);
+        let state = State { store_tag: store_tag(&self.packs), checkpoint: committed.checkpoint, totals };
+        self.with_index(|index| index.remove(&keys, &state)).map_err(failed())?;
+        committed.totals = totals;
+        self.pending.subtract(&removed);
+        Ok(())
+    }
+}
+
+/// The records of a pack by place; `None` where something between them is damaged.
+fn records(pack: &Pack, end: u64) -> Result<Option<Vec<FooterEntry>>, StoreError> {
+    if let Some(entries) = pack.footer()? {
+        return Ok(Some(entries));
+    }
+    let mut entries = Vec::new();
+    let mut damaged = false;
+    scan(pack, PACK_HEADER_BYTES as u64..end, Check::Headers, &mut |found| {
+        match found {
+            Found::Damage { .. } => damaged = true,
+            Found::Record(record) => entries
+                .extend(u32::try_from(record.place).ok().map(|place| FooterEntry { header: record.header, place })),
+        }
+        Ok(())
+    })?;
+    Ok((!damaged).then_some(entries))
+}

@@ -117,6 +117,9 @@ struct Reached {
 
 type Level = HashMap<NodeId, Reached>;
 
+/// A node that was to be read, and what was found.
+type Visited = ((NodeId, Reached), Option<Node>);
+
 /// Reads a node's bytes in some domains.
 pub(crate) type ReadNodeBytes<'a> = &'a (dyn Fn(&NodeId, &Domains) -> Result<Option<Bytes>, StoreError> + Sync);
 
@@ -202,9 +205,9 @@ impl Marks {
         &self,
         batches: Vec<Vec<(NodeId, Reached)>>,
         read: ReadNodeBytes<'_>,
-    ) -> Result<Vec<((NodeId, Reached), Option<Node>)>, CollectError> {
+    ) -> Result<Vec<Visited>, CollectError> {
         let sets: Vec<Domains> = self.sets.sets.iter().map(|set| Domains::new(set)).collect();
-        let one = |batch: Vec<(NodeId, Reached)>| -> Result<Vec<_>, CollectError> {
+        let one = |batch: Vec<(NodeId, Reached)>| -> Result<Vec<Visited>, CollectError> {
             let node = |(id, reached): (NodeId, Reached)| {
                 let node = read_node(&id, reached, &sets[usize::from(reached.set)], read)?;
                 Ok(((id, reached), node))

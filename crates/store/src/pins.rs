@@ -35,9 +35,9 @@ impl Mixer {
     /// A number for a key together with another number.
     pub(crate) fn mix(self, key: &Key, with: u64) -> u64 {
         let (first, _) = key.hash.split_first_chunk::<8>().expect("a hash has 32 bytes");
-        let tagged = (with << 2 | (key.kind as u64 & 3)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let tagged = ((with << 2) | (key.kind as u64 & 3)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let mixed = (u64::from_le_bytes(*first) ^ self.add).wrapping_mul(self.multiply) ^ tagged;
-        (mixed ^ mixed >> 29).wrapping_mul(self.multiply)
+        (mixed ^ (mixed >> 29)).wrapping_mul(self.multiply)
     }
 }
 
@@ -61,7 +61,7 @@ impl Filter {
         (0..HASHES).map(move |hash| {
             let bit = number.wrapping_add(hash.wrapping_mul(step));
             // The upper half chooses the word, evenly; six other bits the bit in it.
-            let word = u64::try_from(u128::from(bit) * u128::from(words) >> 64).unwrap_or(0);
+            let word = u64::try_from((u128::from(bit) * u128::from(words)) >> 64).unwrap_or(0);
             (usize::try_from(word).unwrap_or(0), 1 << (bit & 63))
         })
     }

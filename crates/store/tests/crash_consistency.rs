@@ -176,6 +176,9 @@ fn a_corrupt_byte_damages_its_own_object_only() {
         assert!(!is_there(&store, 1, HOST));
         put(&store, 1);
         assert!(is_there(&store, 1, HOST));
+        // A pack that was found damaged is followed by another one.
+        drop(store);
+        fs::remove_file(directory.path().join("packs/00000002.pack")).unwrap();
     }
 }
 

@@ -238,6 +238,9 @@ impl Collection<'_> {
         for record in records.iter().filter(|record| record.header.record == RecordType::Claim) {
             self.copy_claim(number, record)?;
         }
+        if let Some(victim) = self.step.last_mut() {
+            victim.emptied = true;
+        }
         Ok(())
     }
 
@@ -335,8 +338,8 @@ impl Collection<'_> {
         }
         core.with_index(|index| index.persist()).map_err(index_error(&core.directory.path))?;
         for victim in step {
-            if victim.damaged {
-                self.report.damaged_packs += 1;
+            self.report.damaged_packs += u64::from(victim.damaged);
+            if victim.damaged || !victim.emptied {
                 continue;
             }
             let length = core.packs.pack(victim.number)?.length()?;
@@ -356,6 +359,8 @@ struct Victim {
     dead: HashMap<u32, Key>,
     /// Objects that are not present any more in some domain.
     reduced: Vec<Key>,
+    /// Nothing live is left in it.
+    emptied: bool,
     /// Something live in it cannot be read, so it stays.
     damaged: bool,
 }
@@ -438,5 +443,6 @@ fn records(pack: &Pack, end: u64) -> Result<Option<Vec<FooterEntry>>, StoreError
         }
         Ok(())
     })?;
-    Ok((!damaged).then_some(entries))
+    let whole = !damaged || pack.never_written()?;
+    Ok(whole.then_some(entries))
 }

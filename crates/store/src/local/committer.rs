@@ -18,6 +18,7 @@ use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals, index_er
 use super::pack::Packs;
 use super::pending::Pending;
 use super::recovery::{IndexPlace, Recovered, RecoveryReport, recover, set_index_aside, store_tag};
+use super::scan::Check;
 use super::writer::{Dirty, Unsynced, Writer, seal};
 use crate::holding::Holding;
 use crate::{Domain, Domains, Key, Put, StoreError, StoreStatistics};
@@ -72,10 +73,10 @@ impl Core {
         options: &LocalOptions,
     ) -> Result<(Self, RecoveryReport), StoreError> {
         let packs = Arc::new(Packs::new(directory.medium.clone(), directory.packs_path(), directory.secret));
-        let Recovered { index, state, open, next_number, report } = recover(&index_place, &packs, None)?;
+        let Recovered { index, state, open, unsealed, next_number, report } = recover(&index_place, &packs, None)?;
         let smallest = (PACK_HEADER_BYTES + RECORD_HEADER_BYTES) as u64;
         let limits = (options.pack_bytes.clamp(smallest, MAX_PACK_BYTES), options.reserve_bytes);
-        let writer = Writer::new(packs.clone(), open, state.checkpoint, next_number, limits);
+        let writer = Writer::new(packs.clone(), (open, unsealed), state.checkpoint, next_number, limits);
         let core = Self {
             directory,
             packs,
@@ -317,10 +318,10 @@ impl Core {
     }
 
     fn synchronise(&self, unsynced: &Unsynced) -> Result<(), StoreError> {
-        for Dirty { pack, full_at } in &unsynced.packs {
+        for Dirty { pack, full_at, damaged } in &unsynced.packs {
             pack.file.sync_data().map_err(failed("synchronise", &pack.path))?;
             if let Some(end) = full_at
-                && let Err(error) = seal(pack, *end)
+                && let Err(error) = seal(pack, *end, if *damaged { Check::Content } else { Check::Headers })
             {
                 tracing::warn!(%error, pack = %pack.path.display(), "a full pack stays without its footer");
             }

@@ -77,6 +77,12 @@ impl Pack {
         Ok(Arc::new(Self { number, path, file, secret, header_damaged }))
     }
 
+    /// Whether it was created when the power went, before even its header had reached the medium: nothing in it was
+    /// ever committed.
+    pub(crate) fn never_written(&self) -> Result<bool, StoreError> {
+        Ok(self.read(0, PACK_HEADER_BYTES)?.is_none_or(|header| format::is_zero(&header)))
+    }
+
     /// The file's length, in bytes.
     pub(crate) fn length(&self) -> Result<u64, StoreError> {
         self.file.length().map_err(failed("examine", &self.path))

@@ -18,7 +18,7 @@ use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals, index_er
 use super::memory_index::MemoryIndex;
 use super::pack::{Pack, Packs, list_packs};
 use super::scan::{Check, Found, key_of, scan};
-use super::writer::OpenPack;
+use super::writer::{Dirty, OpenPack};
 use crate::{Domain, Key, StoreError};
 
 /// How many entries are given to the index at once.
@@ -63,6 +63,8 @@ pub(crate) struct Recovered {
     pub(crate) index: Box<dyn Index>,
     pub(crate) state: State,
     pub(crate) open: Option<OpenPack>,
+    /// Packs that are to get their footer, and nothing more.
+    pub(crate) unsealed: Vec<Dirty>,
     pub(crate) next_number: u32,
     pub(crate) report: RecoveryReport,
 }
@@ -113,7 +115,8 @@ fn attempt(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Resu
     let numbers = list_packs(&*packs.medium, &packs.directory)?;
     let (index, state, rebuilt) = open_index(place, packs, &numbers)?;
     let report = RecoveryReport { index_rebuilt: rebuilt, packs: numbers.len() as u64, ..RecoveryReport::default() };
-    let mut replay = Replay { index, packs, directory: place.path(), batch: BTreeMap::new(), state, report };
+    let mut replay =
+        Replay { index, packs, directory: place.path(), batch: BTreeMap::new(), state, report, unsealed: Vec::new() };
     sync_directory(&*packs.medium, &packs.directory)?;
     let mut open = None;
     let last = numbers.last().copied().unwrap_or(0);
@@ -125,8 +128,8 @@ fn attempt(place: &IndexPlace, packs: &Packs, limit: Option<Checkpoint>) -> Resu
         open = replay.pack(&pack, limit, number == last)?;
     }
     replay.flush()?;
-    let Replay { index, state, report, .. } = replay;
-    Ok(Recovered { index, state, open, next_number: last + 1, report })
+    let Replay { index, state, report, unsealed, .. } = replay;
+    Ok(Recovered { index, state, open, unsealed, next_number: last + 1, report })
 }
 
 /// Moves the index away, so that the next opening builds it anew. One such index is kept, to be looked at.
@@ -186,11 +189,6 @@ fn fits(state: &State, packs: &Packs) -> Result<(), IndexError> {
     if length < end { Err(format!("pack {pack} is shorter than it was at the last commit").into()) } else { Ok(()) }
 }
 
-/// Whether a pack was created when the power went, before even its header had reached the medium.
-fn never_written(pack: &Pack) -> Result<bool, StoreError> {
-    Ok(pack.read(0, PACK_HEADER_BYTES)?.is_none_or(|header| format::is_zero(&header)))
-}
-
 struct Replay<'a> {
     packs: &'a Packs,
     index: Box<dyn Index>,
@@ -198,6 +196,7 @@ struct Replay<'a> {
     batch: BTreeMap<Key, Entry>,
     state: State,
     report: RecoveryReport,
+    unsealed: Vec<Dirty>,
 }
 
 impl Replay<'_> {
@@ -208,6 +207,7 @@ impl Replay<'_> {
         limit: Option<Checkpoint>,
         is_last: bool,
     ) -> Result<Option<OpenPack>, StoreError> {
+        let damages = self.report.damages;
         let length = pack.length()?;
         let end = limit.filter(|limit| limit.pack == pack.number).map_or(length, |limit| limit.end.min(length));
         let before = self.state.checkpoint;
@@ -220,7 +220,7 @@ impl Replay<'_> {
             // What a killed process had written counts from now on, so it must survive the loss of power from now on.
             pack.file.sync_data().map_err(failed("synchronise", &pack.path))?;
         }
-        if pack.header_damaged && !never_written(pack)? {
+        if pack.header_damaged && !pack.never_written()? {
             self.damage(pack, None, 0, PACK_HEADER_BYTES as u64);
         }
         if end == length
@@ -248,10 +248,14 @@ impl Replay<'_> {
             tracing::warn!(pack = %pack.path.display(), torn_bytes, "pack ends in writes that were never committed");
         }
         if !is_last {
+            if !pack.header_damaged {
+                // Behind all that is there: damage is left as it is, but not listed.
+                self.unsealed.push(Dirty { pack: pack.clone(), full_at: Some(length), damaged: true });
+            }
             return Ok(None);
         }
         if pack.header_damaged {
-            if !begun && self.state.checkpoint.records == 0 && never_written(pack)? {
+            if !begun && self.state.checkpoint.records == 0 && pack.never_written()? {
                 self.packs.medium.remove(&pack.path).map_err(failed("remove", &pack.path))?;
                 self.state.checkpoint = before;
             }
@@ -261,6 +265,10 @@ impl Replay<'_> {
             pack.file.set_length(scanned.end).map_err(failed("truncate", &pack.path))?;
         }
         let records = self.state.checkpoint.records;
+        if self.report.damages > damages {
+            self.unsealed.push(Dirty { pack: pack.clone(), full_at: Some(scanned.end), damaged: true });
+            return Ok(None);
+        }
         Ok(Some(OpenPack { pack: pack.clone(), end: scanned.end, records }))
     }
 

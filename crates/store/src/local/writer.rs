@@ -39,6 +39,8 @@ pub(crate) struct Dirty {
     pub(crate) pack: Arc<Pack>,
     /// Where its footer goes, if it is full.
     pub(crate) full_at: Option<u64>,
+    /// Whether some of its records may be damaged, so that what its footer lists must be looked at.
+    pub(crate) damaged: bool,
 }
 
 /// What a commit must make durable, and what it has covered then.
@@ -71,12 +73,13 @@ pub(crate) struct Writer {
 impl Writer {
     pub(crate) fn new(
         packs: Arc<Packs>,
-        open: Option<OpenPack>,
+        (open, dirty): (Option<OpenPack>, Vec<Dirty>),
         position: Checkpoint,
         next_number: u32,
         limits: (u64, u64),
     ) -> Self {
         let (pack_bytes, reserve_bytes) = limits;
+        let sequence = dirty.len() as u64;
         Self {
             packs,
             open,
@@ -85,9 +88,9 @@ impl Writer {
             pack_bytes,
             reserve_bytes,
             room_bytes: 0,
-            dirty: Vec::new(),
+            dirty,
             directory_dirty: false,
-            sequence: 0,
+            sequence,
             buffer: Vec::new(),
         }
     }
@@ -178,15 +181,15 @@ impl Writer {
     fn mark_dirty(&mut self, pack: &Arc<Pack>, full_at: Option<u64>) {
         match self.dirty.last_mut().filter(|last| last.pack.number == pack.number) {
             Some(last) => last.full_at = full_at,
-            None => self.dirty.push(Dirty { pack: pack.clone(), full_at }),
+            None => self.dirty.push(Dirty { pack: pack.clone(), full_at, damaged: false }),
         }
     }
 }
 
 /// Ends a full pack, whose content is durable, with its footer. Without one it is as good, but slower to read anew.
-pub(crate) fn seal(pack: &Pack, end: u64) -> Result<(), StoreError> {
+pub(crate) fn seal(pack: &Pack, end: u64, check: Check) -> Result<(), StoreError> {
     let mut entries = Vec::new();
-    scan(pack, PACK_HEADER_BYTES as u64..end, Check::Headers, &mut |found| {
+    scan(pack, PACK_HEADER_BYTES as u64..end, check, &mut |found| {
         if let Found::Record(record) = found {
             let place = u32::try_from(record.place).expect("packs are full long before 4 GiB");
             entries.push(FooterEntry { header: record.header, place });

@@ -137,7 +137,7 @@ impl Disk {
     }
 
     /// The first sector that holds what it must not.
-    fn wrong(&self, found: &[Token], crash: Crash) -> Option<String> {
+    pub(crate) fn wrong(&self, found: &[Token], crash: Crash) -> Option<String> {
         let differs = |(_, (sector, token)): &(usize, (&Sector, &Token))| !sector.allowed(crash).contains(token);
         let (number, (sector, token)) = self.0.iter().zip(found).enumerate().find(differs)?;
         Some(format!("sector {number} holds {token:x} and not {:x?} (of {sector:x?})", sector.allowed(crash)))

@@ -193,6 +193,8 @@ fn cut_tail(file: &dyn File, path: &Path, found: &Replay) -> io::Result<()> {
         let cut_bytes = length - found.end;
         tracing::info!(path = %path.display(), cut_bytes, "cut a torn record from the end of the journal");
         file.set_length(found.end)?;
+        // A later loss of power must not bring back what was read as absent: what is appended next could complete it.
+        file.sync_data()?;
     }
     Ok(())
 }

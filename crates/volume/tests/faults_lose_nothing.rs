@@ -43,6 +43,8 @@ struct History {
     chance: Chance,
     rig: Option<Rig>,
     model: Model,
+    /// What the next process may find instead, after a change that failed and may have been made all the same.
+    instead: Option<Model>,
     failures: u64,
     /// A journal that could not be made durable takes no more writes until the next process.
     broken: bool,
@@ -51,7 +53,7 @@ struct History {
 impl History {
     fn new(seed: u64) -> Self {
         let rig = Some(Rig::open(&Simulated::new(seed)).unwrap());
-        Self { chance: Chance::new(!seed), rig, model: Model::default(), failures: 0, broken: false }
+        Self { chance: Chance::new(!seed), rig, model: Model::default(), instead: None, failures: 0, broken: false }
     }
 
     fn choose(&mut self, number: u64) -> Step {
@@ -61,6 +63,7 @@ impl History {
         loop {
             match Step::choose(&mut self.chance, &self.model, number) {
                 Step::Reopen => {}
+                step if self.instead.is_some() && !step.is_data() => {}
                 step => return step,
             }
         }
@@ -76,8 +79,16 @@ impl History {
         self.model.check(after, &found, Crash::Kill).map_err(|what| format!("running on: {what}"))
     }
 
+    /// Enters what a step has done, or may have done.
+    fn enter(&mut self, step: &Step, done: bool) {
+        for model in std::iter::once(&mut self.model).chain(&mut self.instead) {
+            *model = if done { step.after(model) } else { step.after_failure(model) };
+        }
+    }
+
     /// Opens what a loss of power leaves, which the medium may make hard too.
-    fn reopen(&mut self, after: &Model) -> Result<(), String> {
+    fn reopen(&mut self) -> Result<(), String> {
+        let after = &self.instead.take().unwrap_or_else(|| self.model.clone());
         let medium = self.rig.take().expect("a node is open").medium;
         let mut left = medium.power_cut(self.chance.number());
         left.fail(Fault { operation: None, after: self.chance.below(60), lasting: false });
@@ -105,9 +116,8 @@ impl History {
         self.rig().medium.fail(fault);
         let outcome = step.run(&mut self.rig);
         let failure = self.rig().medium.mend();
-        let succeeded = step.after(&self.model);
         let Err(error) = outcome else {
-            self.model = succeeded;
+            self.enter(step, true);
             // A step may do without what failed. What a failed sync has lost is another matter: it must fail.
             return self.check_live(&self.model).map_err(|what| format!("after {fault:?} was passed over: {what}"));
         };
@@ -116,20 +126,23 @@ impl History {
         }
         self.failures += 1;
         let context = |what| format!("after {fault:?}, {error}: {what}");
-        let failed = step.after_failure(&self.model);
-        // What is read after a failed sync nobody knows, until the next process has looked at the checksums.
-        let forgotten = failure == Some(Operation::Sync);
-        if !forgotten {
-            self.check_live(&failed).map_err(context)?;
+        if !step.is_data() {
+            self.instead = Some(step.after(&self.model));
         }
-        let after = if step.is_data() { failed } else { succeeded };
-        if step.is_data() && !forgotten && self.chance.in_256(128) {
+        self.enter(step, false);
+        // What is read after a failed sync nobody knows, until the next process has looked at the checksums.
+        let forgotten = failure == Some(Operation::Sync) && error.contains("the journal");
+        if !forgotten {
+            self.check_live(&self.model).map_err(context)?;
+        }
+        // While every sync fails, nobody can say whether a change was made.
+        let unknown = fault.lasting && !step.is_data();
+        if !forgotten && !unknown && self.chance.in_256(128) {
             // It goes on as it is: what it acknowledges from now on must be so.
-            self.model = after;
             self.broken = true;
             return Ok(());
         }
-        self.reopen(&after).map_err(context)
+        self.reopen().map_err(context)
     }
 
     /// A step while there is hardly any room.
@@ -144,14 +157,14 @@ impl History {
             Err(_) => self.check_live(&step.after_failure(&self.model)),
         };
         medium.set_total_bytes(1 << 40);
-        self.model = if outcome.is_ok() { step.after(&self.model) } else { step.after_failure(&self.model) };
+        self.enter(step, outcome.is_ok());
         checked.map_err(|what| format!("after {outcome:?}: {what}"))?;
         if let Err(error) = outcome {
             self.failures += 1;
             let context = |what| format!("after {error}, with room again: {what}");
             // What was refused is taken now.
             step.run(&mut self.rig).map_err(context)?;
-            self.model = step.after(&self.model);
+            self.enter(step, true);
             self.check_live(&self.model).map_err(context)?;
         }
         Ok(())
@@ -160,14 +173,18 @@ impl History {
     /// A step while all is well, unless something has failed before.
     fn undisturbed(&mut self, step: &Step) -> Result<(), String> {
         match step.run(&mut self.rig) {
-            Ok(()) => self.model = step.after(&self.model),
+            Ok(()) => self.enter(step, true),
             Err(error) if self.broken => {
-                let after = if step.is_data() { step.after_failure(&self.model) } else { step.after(&self.model) };
-                self.reopen(&after).map_err(|what| format!("after {error}: {what}"))?;
+                if !step.is_data() {
+                    self.instead = Some(step.after(&self.model));
+                }
+                self.enter(step, false);
+                self.reopen().map_err(|what| format!("after {error}: {what}"))?;
             }
             Err(error) => return Err(error),
         }
-        Ok(())
+        // A few more steps at most, so that what may be instead is looked at.
+        if self.instead.is_some() && self.chance.in_256(64) { self.reopen() } else { Ok(()) }
     }
 
     fn run(&mut self) -> Result<(), String> {
@@ -180,7 +197,7 @@ impl History {
             };
             done.map_err(|what| format!("step {number}, {step:?}\n{what}"))?;
         }
-        self.reopen(&self.model.clone())
+        self.reopen()
     }
 }
 

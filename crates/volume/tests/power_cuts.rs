@@ -164,3 +164,36 @@ fn no_cut_at_any_step_loses_what_was_durable() {
     }
     println!("{moments} moments, {recoveries} recoveries");
 }
+
+#[test]
+fn what_a_recovery_did_not_find_does_not_come_back() {
+    // A record that ends in zeroes is whole as soon as its journal is long enough.
+    let write = |first, tokens: Vec<u64>| Step::Write { name: "a".to_owned(), first, tokens, fua: false };
+    for seed in seeds::seeds(2000, 20_000) {
+        let mut chance = Chance::new(seed);
+        let mut rig = Some(Rig::open(&Simulated::new(seed)).unwrap());
+        let mut model = Model::default();
+        let name = "a".to_owned();
+        // Writes are made piece by piece then, and so are lengths.
+        rig.as_ref().unwrap().medium.keep_moments();
+        for step in [Step::Create { name: name.clone(), sectors: 40 }, write(3, vec![model::token(20, 3, true)])] {
+            step.run(&mut rig).unwrap();
+            model = step.after(&model);
+        }
+        for number in 21..24 {
+            let left = rig.take().unwrap().medium.power_cut(chance.number());
+            let recovered = Rig::open(&left).unwrap();
+            let found = recovered.look().unwrap();
+            if let Err(what) = model.check(&model, &found, Crash::Power) {
+                panic!("seed {seed}, crash {number}: {what}\n{}", seeds::repeat(seed, "power_cuts"));
+            }
+            model = model.learn(&model, &found, Crash::Power);
+            recovered.medium.keep_moments();
+            rig = Some(recovered);
+            let tokens = (0..2).map(|sector| model::token(number, sector, true)).collect();
+            let step = write(usize::try_from(number).unwrap(), tokens);
+            step.run(&mut rig).unwrap();
+            model = step.after(&model);
+        }
+    }
+}

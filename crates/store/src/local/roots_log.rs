@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use format::pack::PackSecret;
 use format::roots::{ROOTS_HEADER_BYTES, RootsError, TRANSACTION_MAGIC, Transaction, decode_header, encode_header};
@@ -104,6 +104,16 @@ impl RootsLog {
         list_prefix(&self.records.read().unwrap_or_else(PoisonError::into_inner), prefix)
     }
 
+    /// Puts a log that has not what failed in place of one of which nobody knows: who was told of the failure goes on
+    /// as if nothing had changed, and the next process must find it so.
+    fn settle(&self, log: &mut Log) {
+        if log.suspect
+            && let Err(error) = self.rewrite(log)
+        {
+            tracing::error!(%error, log = %self.path.display(), "a change that failed may still be found at the next start");
+        }
+    }
+
     /// Changes records durably, all or none. The caller has committed what they refer to.
     pub(crate) fn apply(&self, changes: Vec<RootChange>) -> Result<(), StoreError> {
         check_changes(&changes)?;
@@ -123,11 +133,13 @@ impl RootsLog {
         if let Err(error) = log.file.write_all_at(&[&bytes], log.end) {
             // Where this fails too, the rest is taken for a torn tail, or overwritten.
             log.suspect = log.file.set_length(log.end).is_err();
+            self.settle(&mut log);
             return Err(failed("write", &self.path)(error));
         }
         if let Err(error) = log.file.sync_data() {
             log.suspect = true;
             let _ = log.file.set_length(log.end);
+            self.settle(&mut log);
             return Err(failed("synchronise", &self.path)(error));
         }
         log.end += bytes.len() as u64;
@@ -139,7 +151,7 @@ impl RootsLog {
     }
 
     /// Writes the log anew from what is in memory.
-    fn rewrite(&self, log: &mut MutexGuard<'_, Log>) -> Result<(), StoreError> {
+    fn rewrite(&self, log: &mut Log) -> Result<(), StoreError> {
         let secret = random_secret(&self.path)?;
         let records = self.records.read().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = encode_header(&secret).to_vec();

@@ -154,14 +154,15 @@ impl Step {
         match self {
             Self::Create { name, sectors } => drop(model.disks.insert(name.clone(), Disk::new(*sectors))),
             Self::Write { name, first, tokens, fua } => {
-                let disk = model.disks.get_mut(name).expect("chosen from the model");
-                disk.write(*first, tokens, acknowledged, *fua);
+                // Where the next process may find that the volume was removed, there is nothing to enter.
+                let disk = model.disks.get_mut(name);
+                disk.into_iter().for_each(|disk| disk.write(*first, tokens, acknowledged, *fua));
             }
             Self::Zeroes { name, first, sectors, fua, .. } => {
-                let disk = model.disks.get_mut(name).expect("chosen from the model");
-                disk.write(*first, &vec![0; *sectors], acknowledged, *fua);
+                let disk = model.disks.get_mut(name);
+                disk.into_iter().for_each(|disk| disk.write(*first, &vec![0; *sectors], acknowledged, *fua));
             }
-            Self::Flush { name } => model.disks.get_mut(name).expect("chosen from the model").flush(),
+            Self::Flush { name } => model.disks.get_mut(name).into_iter().for_each(Disk::flush),
             Self::Freeze { names, version } => {
                 let frozen = names.iter().map(|name| {
                     let disk = model.disks.get_mut(name).expect("chosen from the model");

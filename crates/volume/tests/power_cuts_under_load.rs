@@ -191,7 +191,9 @@ fn history(seed: u64) -> Result<usize, String> {
                 logs.lock().unwrap()[index(number)] = log;
             });
         }
-        snapshots(&rig, &disks, &clock, Chance::new(chance.number()))
+        let rig = &rig;
+        scope.spawn(move || while rig.collect().is_ok() {});
+        snapshots(rig, &disks, &clock, Chance::new(chance.number()))
     });
     let logs = logs.into_inner().unwrap();
     for _ in 0..3 {

@@ -269,7 +269,7 @@ impl Replay<'_> {
             self.unsealed.push(Dirty { pack: pack.clone(), full_at: Some(scanned.end), damaged: true });
             return Ok(None);
         }
-        Ok(Some(OpenPack { pack: pack.clone(), end: scanned.end, records }))
+        Ok(Some(OpenPack { pack: pack.clone(), end: scanned.end, records, found: true }))
     }
 
     fn footer(&mut self, number: u32, from: u64, entries: &[FooterEntry]) -> Result<(), StoreError> {

@@ -31,6 +31,8 @@ pub(crate) struct OpenPack {
     pub(crate) pack: Arc<Pack>,
     pub(crate) end: u64,
     pub(crate) records: u64,
+    /// Whether it was found at opening: only what lies behind the index's checkpoint was looked at then.
+    pub(crate) found: bool,
 }
 
 /// A pack that was written to.
@@ -113,7 +115,7 @@ impl Writer {
             open.records > 0 && (open.end + length > self.pack_bytes || open.records >= MAX_RECORDS)
         };
         if let Some(full) = self.open.take_if(is_full) {
-            self.mark_dirty(&full.pack, Some(full.end));
+            self.mark_dirty(&full.pack, Some(full.end), full.found);
         }
         if self.open.is_none() {
             self.begin_pack()?;
@@ -130,7 +132,7 @@ impl Writer {
         self.sequence += 1;
         self.room_bytes = self.room_bytes.saturating_sub(length);
         let pack = open.pack.clone();
-        self.mark_dirty(&pack, None);
+        self.mark_dirty(&pack, None, false);
         Ok((pack.number, place))
     }
 
@@ -138,14 +140,14 @@ impl Writer {
     pub(crate) fn begin_another(&mut self) -> Result<(), StoreError> {
         self.require_room(PACK_HEADER_BYTES as u64)?;
         if let Some(full) = self.open.take() {
-            self.mark_dirty(&full.pack, Some(full.end));
+            self.mark_dirty(&full.pack, Some(full.end), full.found);
         }
         self.begin_pack()?;
         let Some(open) = &self.open else { unreachable!("a pack has just been opened") };
         self.position = Checkpoint { pack: open.pack.number, end: open.end, records: 0 };
         self.sequence += 1;
         let pack = open.pack.clone();
-        self.mark_dirty(&pack, None);
+        self.mark_dirty(&pack, None, false);
         Ok(())
     }
 
@@ -174,14 +176,17 @@ impl Writer {
         let pack = Pack::create(&self.packs, self.next_number)?;
         self.next_number += 1;
         self.directory_dirty = true;
-        self.open = Some(OpenPack { pack, end: PACK_HEADER_BYTES as u64, records: 0 });
+        self.open = Some(OpenPack { pack, end: PACK_HEADER_BYTES as u64, records: 0, found: false });
         Ok(())
     }
 
-    fn mark_dirty(&mut self, pack: &Arc<Pack>, full_at: Option<u64>) {
+    fn mark_dirty(&mut self, pack: &Arc<Pack>, full_at: Option<u64>, damaged: bool) {
         match self.dirty.last_mut().filter(|last| last.pack.number == pack.number) {
-            Some(last) => last.full_at = full_at,
-            None => self.dirty.push(Dirty { pack: pack.clone(), full_at, damaged: false }),
+            Some(last) => {
+                last.full_at = full_at;
+                last.damaged |= damaged;
+            }
+            None => self.dirty.push(Dirty { pack: pack.clone(), full_at, damaged }),
         }
     }
 }

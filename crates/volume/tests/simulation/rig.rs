@@ -5,9 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use medium::{Medium, Simulated};
-use store::{ChunkStore, Domain, Key, LocalOptions, LocalStore, NoSource};
-use types::FrozenId;
-use volume::{BlockDevice, Readiness, VolumeOptions, Volumes};
+use store::{
+    ChunkStore, CollectOptions, Domain, IncompleteRoots, Key, Live, LiveRoots, LiveTree, LocalOptions, LocalStore,
+    NoSource,
+};
+use types::{FrozenId, Progress};
+use volume::{BlockDevice, Readiness, TreeBase, VolumeOptions, Volumes};
 
 use crate::model::{Found, SECTOR, Token, fill, read_token, token};
 
@@ -66,6 +69,12 @@ impl Rig {
         Ok(found)
     }
 
+    /// Collects what nothing refers to.
+    pub(crate) fn collect(&self) -> Result<(), store::CollectError> {
+        let options = CollectOptions { live_percent: 100, ..CollectOptions::default() };
+        self.store.collect(self, &options, &Progress::default()).map(drop)
+    }
+
     /// Checks that the store calls nothing damage that a killed process left. After a loss of power, what was never
     /// committed looks like damage where something behind it survived: then nothing can be told.
     pub(crate) fn check_store(&self, power_was_lost: bool) -> Result<(), String> {
@@ -85,7 +94,7 @@ impl Rig {
         let record = self.store.roots().get(&format!("{IMPORT}{number}")).expect("the import has a record");
         let objects: Vec<u32> = record.as_chunks::<4>().0.iter().map(|object| u32::from_le_bytes(*object)).collect();
         for object in &objects {
-            let (key, plain) = self::object(*object);
+            let (key, plain) = object_of(*object);
             match self.store.get(&key, &Domain::OWN.into()) {
                 Ok(Some(bytes)) if bytes == plain => {}
                 Ok(other) => return Err(format!("object {object} of import {number}: {:?}", other.map(|_| "wrong"))),
@@ -109,8 +118,30 @@ impl Rig {
     }
 }
 
+impl LiveRoots for Rig {
+    fn visit(&self, live: &mut dyn FnMut(Live)) -> Result<(), IncompleteRoots> {
+        let tree = |base: TreeBase| {
+            let TreeBase { size_bytes, root, domains, .. } = base;
+            Some(Live::Tree(LiveTree { root: root?, size_bytes, domains, chunks: true, partial: false }))
+        };
+        self.volumes.list().iter().filter_map(|volume| tree(volume.base())).for_each(&mut *live);
+        for (name, _) in self.store.roots().list("frozen/") {
+            let id = name["frozen/".len()..].parse().expect("an id");
+            let frozen = self.volumes.frozen(id);
+            frozen.and_then(|frozen| tree(frozen.base())).into_iter().for_each(&mut *live);
+        }
+        for (_, record) in self.store.roots().list(IMPORT) {
+            for object in record.as_chunks::<4>().0 {
+                let (key, _) = object_of(u32::from_le_bytes(*object));
+                live(Live::Object { key, domains: Domain::OWN.into() });
+            }
+        }
+        Ok(())
+    }
+}
+
 /// An object of an import.
-pub(crate) fn object(number: u32) -> (Key, Vec<u8>) {
+pub(crate) fn object_of(number: u32) -> (Key, Vec<u8>) {
     let mut plain = vec![0; 1024 + number as usize % 7 * 9000];
     fill(token(u64::from(number) << 8 | 0xff, 0, number.is_multiple_of(2)), &mut plain);
     (format::chunk_id(&plain).into(), plain)

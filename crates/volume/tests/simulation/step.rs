@@ -7,7 +7,7 @@ use types::{Name, Progress};
 use volume::{BlockDevice, Durability, VolumeError};
 
 use crate::model::{Disk, Model, SECTOR, Token, fill, token};
-use crate::rig::{IMPORT, Rig, VERSION, object, told};
+use crate::rig::{IMPORT, Rig, VERSION, object_of, told};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -16,19 +16,63 @@ const MOST_SECTORS: u64 = 700;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
-    Create { name: String, sectors: usize },
-    Write { name: String, first: usize, tokens: Vec<Token>, fua: bool },
-    Zeroes { name: String, first: usize, sectors: usize, fua: bool, discard: bool },
-    Flush { name: String },
-    Freeze { names: Vec<String>, version: u64 },
-    Clone { version: u64, disk: usize, name: String },
-    Seal { version: u64, disk: usize },
-    Fold { name: String },
-    Forget { version: u64, disk: usize },
-    Remove { name: String },
-    Grow { name: String, sectors: usize },
-    Import { number: u64, objects: Vec<u32> },
-    DropImport { number: u64 },
+    Create {
+        name: String,
+        sectors: usize,
+    },
+    Write {
+        name: String,
+        first: usize,
+        tokens: Vec<Token>,
+        fua: bool,
+    },
+    Zeroes {
+        name: String,
+        first: usize,
+        sectors: usize,
+        fua: bool,
+        discard: bool,
+    },
+    Flush {
+        name: String,
+    },
+    Freeze {
+        names: Vec<String>,
+        version: u64,
+    },
+    Clone {
+        version: u64,
+        disk: usize,
+        name: String,
+    },
+    Seal {
+        version: u64,
+        disk: usize,
+    },
+    Fold {
+        name: String,
+    },
+    Forget {
+        version: u64,
+        disk: usize,
+    },
+    Remove {
+        name: String,
+    },
+    Grow {
+        name: String,
+        sectors: usize,
+    },
+    /// Under a hold, and perhaps with a collection before anything refers to what was put.
+    Import {
+        number: u64,
+        objects: Vec<u32>,
+        collect: bool,
+    },
+    DropImport {
+        number: u64,
+    },
+    Collect,
     Reopen,
 }
 
@@ -96,9 +140,10 @@ impl Step {
             }
             94..96 => {
                 let objects = (0..1 + chance.below(4)).map(|_| u32::try_from(chance.below(40)).expect("small"));
-                Self::Import { number, objects: objects.collect() }
+                Self::Import { number, objects: objects.collect(), collect: chance.in_256(64) }
             }
             96..97 => Self::DropImport { number: pick(chance, &model.imports.keys().copied().collect::<Vec<_>>())? },
+            97..99 => Self::Collect,
             _ => Self::Reopen,
         };
         Some(step)
@@ -181,9 +226,9 @@ impl Step {
             }
             Self::Remove { name } => drop(model.disks.remove(name)),
             Self::Grow { name, sectors } => model.disks.get_mut(name).expect("chosen from the model").grow(*sectors),
-            Self::Import { number, objects } => drop(model.imports.insert(*number, objects.clone())),
+            Self::Import { number, objects, .. } => drop(model.imports.insert(*number, objects.clone())),
             Self::DropImport { number } => drop(model.imports.remove(number)),
-            Self::Seal { .. } | Self::Fold { .. } | Self::Reopen => {}
+            Self::Seal { .. } | Self::Fold { .. } | Self::Collect | Self::Reopen => {}
         }
         model
     }
@@ -244,7 +289,8 @@ impl Step {
             Self::Forget { version, disk } => rig.volumes.forget_frozen(rig.version(*version)[*disk]),
             Self::Remove { name } => rig.volumes.remove(&named(name)),
             Self::Grow { name, sectors } => rig.volumes.grow(&device(name), offset(*sectors)),
-            Self::Import { number, objects } => import(rig, *number, objects),
+            Self::Import { number, objects, collect } => return import(rig, *number, objects, *collect),
+            Self::Collect => return rig.collect().map_err(|error| told(&error)),
             Self::DropImport { number } => {
                 rig.store.roots().apply(vec![(format!("{IMPORT}{number}"), None)]).map_err(VolumeError::from)
             }
@@ -263,13 +309,17 @@ fn group(chance: &mut Chance, mut names: Vec<String>) -> Option<Vec<String>> {
     Some(names)
 }
 
-fn import(rig: &Rig, number: u64, objects: &[u32]) -> Result<(), VolumeError> {
+fn import(rig: &Rig, number: u64, objects: &[u32], collect: bool) -> Result<(), String> {
+    let _hold = rig.store.hold();
     for number in objects {
-        let (key, plain) = object(*number);
-        rig.store.put(&key, store::Domain::OWN, &plain)?;
+        let (key, plain) = object_of(*number);
+        rig.store.put(&key, store::Domain::OWN, &plain).map_err(|error| told(&error))?;
+    }
+    if collect {
+        rig.collect().map_err(|error| told(&error))?;
     }
     let record = objects.iter().flat_map(|object| object.to_le_bytes()).collect();
-    Ok(rig.store.roots().apply(vec![(format!("{IMPORT}{number}"), Some(record))])?)
+    rig.store.roots().apply(vec![(format!("{IMPORT}{number}"), Some(record))]).map_err(|error| told(&error))
 }
 
 pub(crate) fn named(name: &str) -> Name {

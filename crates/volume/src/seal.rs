@@ -50,6 +50,8 @@ impl Volumes {
         let present = || self.frozen(id).ok_or(VolumeError::UnknownFrozen(id));
         let frozen = present()?;
         let _one = or_cancelled(progress, frozen.sealing.lock()).await?;
+        // What is put is kept until a record refers to it.
+        let _hold = self.context.store.hold();
         loop {
             // Sealing an older snapshot of the same volume may have put this one on another tree meanwhile.
             let stack = present()?.cell.stack();
@@ -67,6 +69,7 @@ impl Volumes {
     /// As [`Volumes::seal`].
     pub async fn fold(&self, volume: &Arc<Volume>, progress: &Progress) -> Result<(), VolumeError> {
         let _one = or_cancelled(progress, volume.folding.lock()).await?;
+        let _hold = self.context.store.hold();
         self.freeze_open_layer(volume)?;
         loop {
             let stack = volume.cell.open()?;

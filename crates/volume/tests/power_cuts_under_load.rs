@@ -21,10 +21,10 @@ use std::sync::{Arc, Mutex};
 use medium::Simulated;
 use medium::simulated::Chance;
 use types::Progress;
-use volume::{BlockDevice, Durability, Volume};
+use volume::{BlockDevice, DeviceError, Durability, Volume};
 
 use crate::model::{Crash, Disk, SECTOR, Token, fill, token};
-use crate::rig::{Rig, VERSION};
+use crate::rig::{Rig, VERSION, told};
 
 const CONNECTIONS: u64 = 3;
 const DISKS: usize = 2;
@@ -72,7 +72,7 @@ fn index(number: u64) -> usize {
 }
 
 /// Writes and flushes until a request fails.
-fn connection(number: u64, disks: &[Arc<Volume>], clock: &Clock, mut chance: Chance) -> Vec<Request> {
+fn connection(rig: &Rig, number: u64, disks: &[Arc<Volume>], clock: &Clock, mut chance: Chance) -> Vec<Request> {
     let mut log = Vec::new();
     loop {
         let disk = index(chance.below(DISKS as u64));
@@ -91,15 +91,15 @@ fn connection(number: u64, disks: &[Arc<Volume>], clock: &Clock, mut chance: Cha
         };
         let begun = clock.now();
         let done = request(&disks[disk], &what, fua);
-        let ended = done.then(|| clock.now());
+        let ended = done.is_ok().then(|| clock.now());
         log.push(Request { disk, what, fua, begun, ended });
-        if !done {
-            return log;
+        if let Err(error) = done {
+            return ends(rig, &error, log);
         }
     }
 }
 
-fn request(disk: &Volume, what: &What, fua: bool) -> bool {
+fn request(disk: &Volume, what: &What, fua: bool) -> Result<(), DeviceError> {
     let durability = if fua { Durability::Power } else { Durability::Process };
     match what {
         What::Flush => disk.flush(),
@@ -112,7 +112,6 @@ fn request(disk: &Volume, what: &What, fua: bool) -> bool {
             disk.write((first * SECTOR) as u64, &bytes, durability)
         }
     }
-    .is_ok()
 }
 
 /// Takes snapshots of both disks, seals and folds, until something fails.
@@ -125,17 +124,26 @@ fn snapshots(rig: &Rig, disks: &[Arc<Volume>], clock: &Clock, mut chance: Chance
             .volumes
             .freeze(disks, |ids| vec![(format!("{VERSION}{number}"), Some(ids.iter().flat_map(|id| id.0).collect()))]);
         log.push(Snapshot { number, begun, ended: frozen.is_ok().then(|| clock.now()) });
-        let Ok(frozen) = frozen else { return log };
+        let frozen = match frozen {
+            Ok(frozen) => frozen,
+            Err(error) => return ends(rig, &error, log),
+        };
         let disk = index(chance.below(DISKS as u64));
         let done = match chance.below(3) {
-            0 => runtime.block_on(rig.volumes.seal(frozen[disk].id(), &Progress::default())).is_ok(),
-            1 => runtime.block_on(rig.volumes.fold(&disks[disk], &Progress::default())).is_ok(),
-            _ => true,
+            0 => runtime.block_on(rig.volumes.seal(frozen[disk].id(), &Progress::default())).map(drop),
+            1 => runtime.block_on(rig.volumes.fold(&disks[disk], &Progress::default())),
+            _ => Ok(()),
         };
-        if !done {
-            return log;
+        if let Err(error) = done {
+            return ends(rig, &error, log);
         }
     }
+}
+
+/// Nothing fails before the power does.
+fn ends<T>(rig: &Rig, error: &dyn std::error::Error, log: T) -> T {
+    assert!(rig.medium.is_off(), "it fails while there is power: {}", told(error));
+    log
 }
 
 /// What a disk may hold, by the promises that were made.
@@ -185,14 +193,17 @@ fn history(seed: u64) -> Result<usize, String> {
     let logs = Mutex::new(vec![Vec::new(); index(CONNECTIONS)]);
     let snapshots = std::thread::scope(|scope| {
         for number in 0..CONNECTIONS {
-            let (disks, clock, logs, chance) = (&disks, &clock, &logs, Chance::new(chance.number()));
+            let (rig, disks, clock, logs, chance) = (&rig, &disks, &clock, &logs, Chance::new(chance.number()));
             scope.spawn(move || {
-                let log = connection(number, disks, clock, chance);
+                let log = connection(rig, number, disks, clock, chance);
                 logs.lock().unwrap()[index(number)] = log;
             });
         }
         let rig = &rig;
-        scope.spawn(move || while rig.collect().is_ok() {});
+        scope.spawn(move || {
+            let failed = std::iter::repeat_with(|| rig.collect()).find_map(Result::err);
+            ends(rig, &failed.expect("it goes on until it fails"), ());
+        });
         snapshots(rig, &disks, &clock, Chance::new(chance.number()))
     });
     let logs = logs.into_inner().unwrap();

@@ -15,7 +15,7 @@ fn full() -> bool {
 #[test]
 fn libnbds_tests_of_a_client_pass() -> Result<()> {
     let Some(judges) = Judges::or_skip(&[])? else { return Ok(()) };
-    let failures = judges.failures("bin", &[&LIBNBD_TESTS[..], &["interop"]].concat())?;
+    let failures = judges.failures("bin", &[&LIBNBD_TESTS[..], &["interop", "socket-activation"]].concat())?;
     ensure!(failures.is_empty(), "{}", failures.join("\n"));
     Ok(())
 }
@@ -34,6 +34,26 @@ fn parallel(judges: &Judges, folder: &str, program: &str, served: &[&str]) -> Re
     let arguments = [&["-U", "-"], served, &["--run", &run]].concat();
     let outcome = judges.run(Path::new("nbdkit"), &judges.path(folder), &arguments)?;
     ensure!(outcome.status.success(), "{program}: {}\n{}", outcome.status, outcome.output);
+    Ok(())
+}
+
+#[test]
+fn libnbds_tests_of_tls_pass() -> Result<()> {
+    let Some(judges) = Judges::or_skip(&[])? else { return Ok(()) };
+    let programs = [
+        "connect-certificates",
+        "interop-certificates-require",
+        "interop-certificates-allow",
+        "interop-certificates-fallback",
+    ];
+    let failures = judges.failures("bin-tls", &programs)?;
+    ensure!(failures.is_empty(), "{}", failures.join("\n"));
+    let tls = ["--tls=require", "--tls-certificates=pki"];
+    parallel(&judges, "bin-tls", "aio-parallel-certificates", &[&tls[..], &["pattern", "size=64M"]].concat())?;
+    if full() {
+        parallel(&judges, "bin-tls", "synch-parallel-certificates", &[&tls[..], &["pattern", "size=8M"]].concat())?;
+        parallel(&judges, "bin-tls", "aio-parallel-load-certificates", &[&tls[..], &["memory", "size=64M"]].concat())?;
+    }
     Ok(())
 }
 

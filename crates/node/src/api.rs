@@ -46,7 +46,7 @@ mod status;
 mod task;
 mod volume;
 
-pub use attachment::{AttachRequest, Attachment, Transport};
+pub use attachment::{AttachRequest, Attachment, TlsPolicy, Transport};
 pub use bucket::{
     Bucket, BucketDetail, BucketObject, CreateBucketRequest, GrantRequest, LogEntry, Login, LoginRequest, Policy,
     Publication, PublishRequest, SubscribeRequest, Subscription,

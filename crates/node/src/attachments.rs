@@ -2,20 +2,23 @@
 //!
 //! Each has a server and a socket of its own, `nbd/TARGET.sock` in the node's directory.
 
+mod place;
+
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use export::{Listen, NbdOptions, NbdServer, SingleExport};
+use export::{Listen, NbdOptions, NbdServer, SingleExport, Tls};
 use store::ChunkStore;
 use volume::BlockDevice;
 
 use crate::api::{ApiError, AttachRequest, Attachment, ErrorCode, Transport};
 use crate::error::{blocking, store_error};
 use crate::node::Node;
+use crate::passed::PassedSockets;
 use crate::record::{AttachmentRecord, Record};
+use place::Place;
 
 const PREFIX: &str = "attachment/";
 
@@ -34,12 +37,18 @@ pub(crate) struct Attachments {
     sockets: PathBuf,
     store: Arc<dyn ChunkStore>,
     runtime: tokio::runtime::Handle,
+    passed: PassedSockets,
     running: Mutex<BTreeMap<String, Running>>,
 }
 
 impl Attachments {
-    pub(crate) fn new(directory: &Path, store: Arc<dyn ChunkStore>, runtime: tokio::runtime::Handle) -> Self {
-        Self { sockets: directory.join("nbd"), store, runtime, running: Mutex::default() }
+    pub(crate) fn new(
+        directory: &Path,
+        store: Arc<dyn ChunkStore>,
+        runtime: tokio::runtime::Handle,
+        passed: PassedSockets,
+    ) -> Self {
+        Self { sockets: directory.join("nbd"), store, runtime, passed, running: Mutex::default() }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
@@ -72,16 +81,12 @@ impl Attachments {
         self.lock().get(target).map(|running| Self::show(target, running))
     }
 
-    fn listen(&self, target: &str, record: &AttachmentRecord) -> Result<Listen, ApiError> {
-        if let Some(address) = &record.listen {
-            let address: SocketAddr = address.parse().map_err(|_| {
-                ApiError::new(ErrorCode::Invalid, format!("{address:?} is not an address"))
-                    .hint("write IP:PORT, for example 127.0.0.1:10809")
-            })?;
-            return Ok(Listen::Tcp(address));
+    fn place(&self, target: &str, record: &AttachmentRecord) -> Result<Place, ApiError> {
+        if let Some(text) = &record.listen {
+            return Place::parse(text);
         }
         std::fs::create_dir_all(&self.sockets).map_err(|error| ApiError::from_error(ErrorCode::Internal, &error))?;
-        Ok(Listen::Unix(self.sockets.join(format!("{}.sock", target.replace('/', "_")))))
+        Ok(Place::Own(Listen::Unix(self.sockets.join(format!("{}.sock", target.replace('/', "_"))))))
     }
 
     fn start(
@@ -89,6 +94,7 @@ impl Attachments {
         target: &str,
         record: &AttachmentRecord,
         device: Arc<dyn BlockDevice>,
+        insecure: bool,
     ) -> Result<Attachment, ApiError> {
         let mut running = self.lock();
         if running.contains_key(target) {
@@ -97,10 +103,14 @@ impl Attachments {
         }
         let read_only = device.read_only();
         let read_timeout = record.read_timeout_ms.map(Duration::from_millis);
-        let options = NbdOptions { read_timeout, ..NbdOptions::default() };
+        let options = NbdOptions { read_timeout, tls: place::tls(record)?, ..NbdOptions::default() };
+        let required = options.tls.as_ref().is_some_and(Tls::required);
         let exports = Arc::new(SingleExport::new(target, device));
-        let server = NbdServer::start(self.listen(target, record)?, exports, self.runtime.clone(), options)
-            .map_err(|error| ApiError::from_error(ErrorCode::Conflict, &error))?;
+        let place = self.place(target, record)?;
+        if !insecure && !required {
+            place::check_open(&place, &self.passed)?;
+        }
+        let server = place.serve(&self.passed, exports, self.runtime.clone(), options)?;
         let started = Running { server, read_only };
         let shown = Self::show(target, &started);
         running.insert(target.to_owned(), started);
@@ -132,25 +142,22 @@ impl Attachments {
 impl Node {
     /// Attaches a volume or snapshot.
     pub(crate) async fn attach(self: &Arc<Self>, request: AttachRequest) -> Result<Attachment, ApiError> {
-        if let Some(address) = request.listen.as_ref().and_then(|text| text.parse::<SocketAddr>().ok())
-            && !address.ip().is_loopback()
-            && !request.insecure_listen
-        {
-            return Err(ApiError::new(ErrorCode::Forbidden, format!("NBD on {address} would be open to the network"))
-                .hint("listen on loopback, or say --insecure-listen where the network is trusted"));
-        }
+        let (tls_certificates, plain_allowed) = place::tls_record(&request)?;
         let (target, device) = self.device(&request.target, request.disk.as_deref()).await?;
         let mut record = AttachmentRecord {
             target: target.clone(),
             disk: request.disk,
             listen: request.listen,
             read_timeout_ms: request.read_timeout_ms,
+            tls_certificates,
+            plain_allowed,
         };
-        let node = Arc::clone(self);
+        let (node, insecure) = (Arc::clone(self), request.insecure_listen);
         blocking(move || {
-            let attachment = node.attachments.start(&target, &record, device)?;
+            let attachment = node.attachments.start(&target, &record, device, insecure)?;
             // The port that was given stays the same after a restart.
-            if let (Some(_), Some(Listen::Tcp(address))) = (&record.listen, node.attachments.address(&target)) {
+            let chosen = record.listen.as_deref().is_some_and(|listen| !listen.starts_with("fd:"));
+            if let (true, Some(Listen::Tcp(address))) = (chosen, node.attachments.address(&target)) {
                 record.listen = Some(address.to_string());
             }
             let written = record.write(&*node.store, format!("{PREFIX}{target}")).map_err(store_error);
@@ -202,7 +209,8 @@ impl Node {
 
     async fn restore_attachment(self: &Arc<Self>, record: &AttachmentRecord) -> Result<(), ApiError> {
         let (target, device) = self.device(&record.target, record.disk.as_deref()).await?;
-        self.attachments.start(&target, record, device).map(drop)
+        // Whoever attached it has said that it may be open to the network.
+        self.attachments.start(&target, record, device, true).map(drop)
     }
 
     /// Where a volume or version is attached, as URIs.

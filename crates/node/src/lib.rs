@@ -17,6 +17,7 @@ mod indexers;
 mod library;
 mod listing;
 mod node;
+mod passed;
 mod record;
 mod resolve;
 mod routes;
@@ -29,6 +30,7 @@ mod volumes;
 
 pub use catalog::CatalogError;
 pub use node::NodeOptions;
+pub use passed::PassedSockets;
 pub use record::RecordError;
 pub use routes::openapi;
 pub use serve::{Ready, serve};

@@ -24,6 +24,7 @@ use crate::descriptors::Tickets;
 use crate::domains::TrustDomains;
 use crate::indexers::Indexers;
 use crate::library::NodeLibrary;
+use crate::passed::PassedSockets;
 use crate::task::Tasks;
 use crate::version::Versions;
 
@@ -42,6 +43,8 @@ pub struct NodeOptions {
     pub keep_deleted: Duration,
     /// How long to wait for a manifest that is not here before saying so.
     pub manifest_timeout: Duration,
+    /// The sockets that the process was started with.
+    pub passed: PassedSockets,
 }
 
 impl NodeOptions {
@@ -55,6 +58,7 @@ impl NodeOptions {
             hot_bytes: LocalOptions::default().hot_bytes,
             keep_deleted: Duration::from_hours(7 * 24),
             manifest_timeout: Duration::from_secs(20),
+            passed: PassedSockets::default(),
         }
     }
 }
@@ -123,7 +127,8 @@ impl Node {
         };
         let catalog = Catalog::open(&directory.join("catalog.sqlite")).await?;
         let tasks = Tasks::new(catalog.clone(), stopping.clone());
-        let attachments = Attachments::new(&directory, Arc::clone(&store), tokio::runtime::Handle::current());
+        let runtime = tokio::runtime::Handle::current();
+        let attachments = Attachments::new(&directory, Arc::clone(&store), runtime, options.passed.clone());
         let node = Arc::new(Self {
             options,
             store,

@@ -142,12 +142,18 @@ pub(crate) struct AttachmentRecord {
     /// The disk of a snapshot that has several.
     #[n(1)]
     pub(crate) disk: Option<String>,
-    /// The TCP address; a unix socket where there is none.
+    /// Where it listens, as `IP:PORT`, `unix:PATH` or `fd:NAME`; at a unix socket in the node's directory where it is not said.
     #[n(2)]
     pub(crate) listen: Option<String>,
     /// After how long a read of what nobody has fails.
     #[n(3)]
     pub(crate) read_timeout_ms: Option<u64>,
+    /// The directory of the certificates, where TLS is used.
+    #[n(4)]
+    pub(crate) tls_certificates: Option<String>,
+    /// Whether clients without TLS are served beside those with it.
+    #[n(5)]
+    pub(crate) plain_allowed: Option<bool>,
 }
 
 /// The number of a trust domain.

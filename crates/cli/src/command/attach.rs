@@ -1,10 +1,12 @@
 //! `brant attach` and `brant detach`: volumes and snapshots as block devices.
 
-use node::api::{AttachRequest, Attachment, Transport};
+use std::path::{Path, PathBuf};
+
+use node::api::{AttachRequest, Attachment, TlsPolicy, Transport};
 
 use crate::arguments::{choice, some_milliseconds};
 use crate::context::Context;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
 use crate::output::table::Table;
 
 /// Make a volume or snapshot a block device, or list what is one
@@ -15,6 +17,8 @@ use crate::output::table::Table;
 #[command(after_long_help = "Examples:
   brant attach web1
   brant attach vms/web@3 --listen 127.0.0.1:10809
+  brant attach web1 --listen 0.0.0.0:10809 --tls-certificates /etc/pki/brant
+  brant attach web1 --listen fd:web1
   brant attach
   qemu-system-x86_64 -m 1G -drive file=$(brant attach web1),format=raw,if=virtio")]
 pub(crate) struct AttachArguments {
@@ -27,9 +31,17 @@ pub(crate) struct AttachArguments {
     /// How it becomes visible
     #[arg(long, default_value = "nbd", value_parser = choice::<Transport>(&["nbd"]))]
     via: Transport,
-    /// Listen on a TCP address instead of a unix socket
-    #[arg(long, value_name = "IP:PORT", requires = "target")]
+    /// Where to listen, instead of at a unix socket in the node's directory: IP:PORT, unix:PATH, or fd:NAME, a socket
+    /// that the node was started with (systemd's FileDescriptorName)
+    #[arg(long, value_name = "WHERE", requires = "target")]
     listen: Option<String>,
+    /// Encrypt with the certificates of a directory: server-cert.pem, server-key.pem, and ca-cert.pem where clients need
+    /// a certificate that it has signed
+    #[arg(long, value_name = "DIR", requires = "target")]
+    tls_certificates: Option<PathBuf>,
+    /// Whether clients have to use TLS [default: require]
+    #[arg(long, value_name = "WHO", value_parser = choice::<TlsPolicy>(&["require", "allow"]), requires = "tls_certificates")]
+    tls: Option<TlsPolicy>,
     /// Allow plain NBD beyond the loopback addresses, where anyone on the way can read and change it
     #[arg(long, requires = "listen")]
     insecure_listen: bool,
@@ -55,6 +67,7 @@ pub(crate) struct DetachArguments {
 
 pub(crate) async fn attach(context: &Context, arguments: AttachArguments) -> Outcome {
     let Some(target) = arguments.target else { return list(context).await };
+    let tls_certificates = arguments.tls_certificates.map(|given| absolute(&given)).transpose()?;
     let request = AttachRequest {
         target,
         disk: arguments.disk,
@@ -62,11 +75,20 @@ pub(crate) async fn attach(context: &Context, arguments: AttachArguments) -> Out
         listen: arguments.listen,
         insecure_listen: arguments.insecure_listen,
         read_timeout_ms: arguments.read_timeout,
+        tls_certificates,
+        tls: arguments.tls,
     };
     let attachment = context.client.attach(&request).await?;
     context.output.show(&attachment, |_| attachment.uri.clone())?;
     context.output.note(&format!("for QEMU: {}", qemu(&attachment)));
     Ok(())
+}
+
+/// The path as the node needs it, which has another working directory.
+fn absolute(given: &Path) -> Result<String, Failure> {
+    let path = std::path::absolute(given).map_err(|error| Failure::of_file("find", given, &error))?;
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| Failure::of_file("name", given, &std::io::Error::from(std::io::ErrorKind::InvalidFilename)))
 }
 
 async fn list(context: &Context) -> Outcome {
@@ -91,15 +113,52 @@ pub(crate) async fn detach(context: &Context, arguments: DetachArguments) -> Out
     context.output.done(&detached, &format!("detached {}", arguments.target))
 }
 
-/// QEMU's argument for an attachment (a comma in a value is doubled: qemu(1), `-drive`).
+/// QEMU's arguments for an attachment (a comma in a value is doubled: qemu(1), `-drive`).
 fn qemu(attachment: &Attachment) -> String {
     let read_only = if attachment.read_only { ",readonly=on" } else { "" };
+    // QEMU does not know the URIs of TLS.
+    if attachment.uri.starts_with("nbds") {
+        let place = match (&attachment.socket, attachment.uri.strip_prefix("nbds://")) {
+            (None, Some(rest)) => {
+                let place = rest.split('/').next().unwrap_or(rest);
+                let (host, port) = place.rsplit_once(':').unwrap_or((place, "10809"));
+                format!("server.type=inet,server.host={},server.port={port}", host.trim_matches(['[', ']']))
+            }
+            (socket, _) => {
+                let path = socket.as_deref().unwrap_or_default().replace(',', ",,");
+                format!("server.type=unix,server.path={path},tls-hostname=localhost")
+            }
+        };
+        let export = attachment.export.replace(',', ",,");
+        return format!(
+            "-object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES \
+             -drive 'driver=nbd,{place},export={export},tls-creds=tls0,if=virtio{read_only}'"
+        );
+    }
     format!("-drive 'file={},format=raw,if=virtio{read_only}'", attachment.uri.replace(',', ",,"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn qemu_is_told_of_tls_in_its_own_words() {
+        let attachment = Attachment {
+            target: "web".to_owned(),
+            via: Transport::Nbd,
+            uri: "nbds://[::1]:10809/web".to_owned(),
+            socket: None,
+            export: "web".to_owned(),
+            read_only: false,
+            connections: 0,
+        };
+        assert_eq!(
+            qemu(&attachment),
+            "-object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES -drive 'driver=nbd,server.type=inet,\
+             server.host=::1,server.port=10809,export=web,tls-creds=tls0,if=virtio'"
+        );
+    }
 
     #[test]
     fn a_comma_in_a_uri_does_not_end_qemus_value() {

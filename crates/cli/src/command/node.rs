@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ::node::api::ApiError;
 use ::node::client::default_directory;
-use ::node::{NodeOptions, Ready};
+use ::node::{NodeOptions, PassedSockets, Ready};
 use ::store::StoreError;
 use clap::Subcommand;
 use serde_json::json;
@@ -66,8 +66,9 @@ pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
     let directory = std::path::absolute(&given).map_err(|error| Failure::of_file("find", &given, &error))?;
     let (cache_bytes, hot_bytes) = (serve.cache.0, serve.hot.0);
     let keep_deleted = Duration::from_millis(serve.keep_deleted);
+    let passed = PassedSockets::from_environment().map_err(|error| Failure::of_service(&error.into()))?;
     let options =
-        NodeOptions { bind: serve.bind, cache_bytes, hot_bytes, keep_deleted, ..NodeOptions::new(&directory) };
+        NodeOptions { bind: serve.bind, cache_bytes, hot_bytes, keep_deleted, passed, ..NodeOptions::new(&directory) };
     let output = context.output;
     let ready = Box::new(move |ready: &Ready| announce(output, ready));
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -12,6 +12,16 @@ pub enum Transport {
     Nbd,
 }
 
+/// Who has to use TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsPolicy {
+    /// Every client.
+    Require,
+    /// Those who want to.
+    Allow,
+}
+
 /// Asks for an attachment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct AttachRequest {
@@ -23,7 +33,8 @@ pub struct AttachRequest {
     /// How.
     #[serde(default)]
     pub via: Transport,
-    /// A TCP address to listen on instead of a unix socket; beyond loopback only with `insecure_listen`.
+    /// Where to listen instead of at a unix socket in the node's directory: `IP:PORT`, `unix:PATH`, or `fd:NAME` for a
+    /// socket that the node was started with. Beyond loopback only with TLS that is required, or with `insecure_listen`.
     #[serde(default)]
     pub listen: Option<String>,
     /// Allows plain NBD beyond loopback.
@@ -32,6 +43,12 @@ pub struct AttachRequest {
     /// After how long a read of what nobody has fails; never where it is not given.
     #[serde(default)]
     pub read_timeout_ms: Option<u64>,
+    /// The directory, at the node, of the certificates for TLS; none where it is not given.
+    #[serde(default)]
+    pub tls_certificates: Option<String>,
+    /// Whether clients have to use TLS, where there are certificates; they have to where it is not said.
+    #[serde(default)]
+    pub tls: Option<TlsPolicy>,
 }
 
 /// An attachment.

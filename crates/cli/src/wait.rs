@@ -98,6 +98,7 @@ pub(crate) fn describe(task: &Task) -> String {
         TaskKind::Materialize => "write",
         TaskKind::Seal => "seal",
         TaskKind::Hydrate => "hydrate",
+        TaskKind::Collect => "collect",
     };
     format!("{verb} {}", task.subject)
 }
@@ -111,6 +112,7 @@ pub(crate) fn sentence(task: &Task) -> String {
         TaskKind::Import => format!("imported {result} ({took})"),
         TaskKind::Materialize => format!("wrote {result} ({took})"),
         TaskKind::Seal => format!("sealed {}: {moved} stored ({took})", task.subject),
+        TaskKind::Collect => format!("{result} ({took})"),
         TaskKind::Hydrate => format!("hydrated {}: {moved} received ({took})", task.subject),
     }
 }
@@ -119,6 +121,7 @@ pub(crate) fn sentence(task: &Task) -> String {
 pub(crate) fn extent(task: &Task) -> String {
     let moved = match task.kind {
         TaskKind::Import | TaskKind::Seal => format!("{} stored", size(task.moved_bytes)),
+        TaskKind::Collect => format!("{} written anew", size(task.moved_bytes)),
         TaskKind::Materialize => format!("{} written", size(task.moved_bytes)),
         TaskKind::Hydrate => format!("{} received", size(task.moved_bytes)),
     };

@@ -25,6 +25,7 @@
 //! | `GET /v1/attachments`, `POST`, `DELETE …/{target}` | [`AttachRequest`] | [`Attachment`] |
 //! | `GET /v1/tasks`, `GET …/{id}[?wait_ms=N]`, `POST …/{id}/cancel` | | [`Task`] |
 //! | `GET /v1/logins`, `POST` | [`LoginRequest`] | [`Login`] |
+//! | `POST /v1/store/collections` | [`CollectRequest`] | [`Task`] |
 //! | `GET /v1/openapi.json`, `GET /v1/health`, `GET /metrics` | | |
 //!
 //! `DELETE /v1/volumes/{volume}` keeps the volume for a while, unless `?now=true`; a `{deleted}` one is named by its id,
@@ -43,6 +44,7 @@ mod difference;
 mod error;
 mod snapshot;
 mod status;
+mod store;
 mod task;
 mod volume;
 
@@ -58,6 +60,7 @@ pub use snapshot::{
     SourceSpec, TakeSnapshotRequest, TargetSpec,
 };
 pub use status::{NodeStatus, StoreStatus, SwarmStatus};
+pub use store::{CollectRequest, CollectionStatus};
 pub use task::{Task, TaskKind, TaskState};
 pub use volume::{
     CreateVolumeRequest, DeletedVolume, Missing, ResizeRequest, RestoreRequest, RevertRequest, Reverted, Volume,

@@ -407,7 +407,10 @@ impl Node {
 
     /// What this node provides of a bucket: all of its own, and what it holds in whole of others'.
     fn provided(&self, bucket: &BucketState) -> Result<Vec<Announced>, ApiError> {
-        let offered: Vec<_> = bucket.history().log.snapshots().collect();
+        let offered: Vec<_> = {
+            let history = bucket.history();
+            history.log.snapshots().filter(|snapshot| history.log.offers(*snapshot)).collect()
+        };
         let full = bucket.record().subscribed.map(|followed| followed.policy);
         let mut provided = Vec::new();
         for snapshot in offered {

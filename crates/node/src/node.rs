@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use types::SnapshotId;
 use volume::{VolumeOptions, Volumes};
 
-use crate::api::{ApiError, TaskKind};
+use crate::api::{ApiError, CollectionStatus, TaskKind};
 use crate::attachments::Attachments;
 use crate::buckets::Buckets;
 use crate::catalog::Catalog;
@@ -41,6 +41,8 @@ pub struct NodeOptions {
     pub hot_bytes: u64,
     /// How long a deleted volume is kept, so that it can be taken back.
     pub keep_deleted: Duration,
+    /// How often the store is collected without being asked; never where nothing is given.
+    pub collect_every: Option<Duration>,
     /// How long to wait for a manifest that is not here before saying so.
     pub manifest_timeout: Duration,
     /// The sockets that the process was started with.
@@ -57,6 +59,7 @@ impl NodeOptions {
             cache_bytes: LocalOptions::default().cache_bytes,
             hot_bytes: LocalOptions::default().hot_bytes,
             keep_deleted: Duration::from_hours(7 * 24),
+            collect_every: Some(Duration::from_hours(24)),
             manifest_timeout: Duration::from_secs(20),
             passed: PassedSockets::default(),
         }
@@ -80,6 +83,8 @@ pub(crate) struct Node {
     pub(crate) tickets: Arc<Tickets>,
     /// The snapshots of which everything was found to be here.
     pub(crate) complete: Mutex<BTreeSet<SnapshotId>>,
+    /// What the last collection found.
+    pub(crate) collection: Mutex<Option<CollectionStatus>>,
     /// Woken when this node's addresses, or what it offers, have changed.
     pub(crate) moved: Arc<Notify>,
     pub(crate) stopping: CancellationToken,
@@ -143,6 +148,7 @@ impl Node {
             attachments,
             tickets: Arc::default(),
             complete: Mutex::default(),
+            collection: Mutex::default(),
             moved,
             stopping,
             background: TaskTracker::new(),
@@ -158,6 +164,7 @@ impl Node {
         for task in self.catalog.unfinished_tasks().await.map_err(crate::error::catalog_error)? {
             match task.kind {
                 TaskKind::Hydrate => self.resume_hydration(task),
+                TaskKind::Collect => self.resume_collection(task),
                 // A seal begins anew below, from the record of its version.
                 TaskKind::Import | TaskKind::Materialize | TaskKind::Seal => self.tasks.interrupted(task).await?,
             }
@@ -174,6 +181,7 @@ impl Node {
         }
         self.spawn_caretaker();
         self.spawn_announcer();
+        self.spawn_collector();
         Ok(())
     }
 

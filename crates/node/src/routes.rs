@@ -5,6 +5,7 @@ mod buckets;
 mod health;
 mod reply;
 mod snapshots;
+mod store;
 mod tasks;
 mod volumes;
 
@@ -53,6 +54,7 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         snapshots::materialize,
         snapshots::hydrate,
         snapshots::clone,
+        store::collect,
         tasks::list,
         tasks::show,
         tasks::cancel,
@@ -112,6 +114,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/hydrations/{target}", post(snapshots::hydrate))
         .route("/v1/attachments", get(attachments::list).post(attachments::create))
         .route("/v1/attachments/{target}", axum::routing::delete(attachments::remove))
+        .route("/v1/store/collections", post(store::collect))
         .route("/v1/tasks", get(tasks::list))
         .route("/v1/tasks/{id}", get(tasks::show))
         .route("/v1/tasks/{id}/cancel", post(tasks::cancel))

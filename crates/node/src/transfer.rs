@@ -63,6 +63,8 @@ impl Node {
         let taken_ms = now_ms();
         let previous = self.previous_snapshot(bucket, &path.object);
         let store = Arc::clone(&self.store);
+        // Until a record refers to what is stored.
+        let hold = self.store.hold();
         let imported = blocking(move || {
             let imported =
                 capture::import(&*disk, &store, Domain::OWN, &progress).map_err(|error| import_error(&error));
@@ -93,6 +95,7 @@ impl Node {
             node.versions.take(&taking, &object, write).map(|(version, ())| version)
         })
         .await?;
+        drop(hold);
         self.finish_version(bucket, &path.object, version).await?;
         let new = types::ByteSize(imported.new_bytes_stored);
         let size = types::ByteSize(imported.size_bytes);

@@ -120,6 +120,7 @@ impl Versions {
         if record.snapshot.is_some() || record.disks.iter().any(|disk| disk.frozen.is_some()) {
             return Ok(());
         }
+        let _hold = self.store.hold();
         let (id, bytes) = manifest_of(&record).identify();
         let domain = record.domains().iter().last().unwrap_or(Domain::OWN);
         self.store.put(&id.into(), domain, &bytes).map_err(store_error)?;
@@ -156,7 +157,7 @@ impl Versions {
     }
 }
 
-fn parse_place(name: &str) -> Option<Place> {
+pub(crate) fn parse_place(name: &str) -> Option<Place> {
     let mut parts = name.split('/');
     let place = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     parts.next().is_none().then_some(place)

@@ -15,6 +15,7 @@ mod frozen;
 mod inspect;
 mod journal;
 mod layer;
+mod live;
 mod locks;
 mod read_ahead;
 mod reading;
@@ -35,6 +36,7 @@ pub use device::{BlockDevice, DeviceError, Durability, Extent, ExtentKind, Readi
 pub use difference::{Changed, ChangedKind, Changes, DiskState};
 pub use error::VolumeError;
 pub use frozen::{Frozen, TreeView};
+pub use live::live_trees;
 pub use revert::RevertTo;
 pub use sharing::Sharing;
 pub use volume::{Volume, VolumeStatus};

@@ -54,6 +54,9 @@ struct Serve {
     /// How long a deleted volume is kept, so that it can be taken back
     #[arg(long, default_value = "7d", value_name = "TIME", value_parser = milliseconds)]
     keep_deleted: u64,
+    /// How often the room of what nothing refers to is given back; 0s for never
+    #[arg(long, default_value = "1d", value_name = "TIME", value_parser = milliseconds)]
+    collect_every: u64,
     #[command(flatten)]
     logging: Logging,
 }
@@ -67,8 +70,16 @@ pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
     let (cache_bytes, hot_bytes) = (serve.cache.0, serve.hot.0);
     let keep_deleted = Duration::from_millis(serve.keep_deleted);
     let passed = PassedSockets::from_environment().map_err(|error| Failure::of_service(&error.into()))?;
-    let options =
-        NodeOptions { bind: serve.bind, cache_bytes, hot_bytes, keep_deleted, passed, ..NodeOptions::new(&directory) };
+    let collect_every = Some(Duration::from_millis(serve.collect_every)).filter(|every| !every.is_zero());
+    let options = NodeOptions {
+        bind: serve.bind,
+        cache_bytes,
+        hot_bytes,
+        keep_deleted,
+        collect_every,
+        passed,
+        ..NodeOptions::new(&directory)
+    };
     let output = context.output;
     let ready = Box::new(move |ready: &Ready| announce(output, ready));
     let runtime = tokio::runtime::Builder::new_multi_thread()

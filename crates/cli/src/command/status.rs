@@ -82,6 +82,7 @@ mod tests {
                 plain_bytes: 65536,
                 stored_bytes: 1024,
                 allocated_bytes: 4096,
+                collection: None,
             },
             swarm: SwarmStatus { bad_chunks: 2, ..SwarmStatus::default() },
             memory_bytes: 50 << 20,

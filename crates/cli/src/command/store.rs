@@ -1,19 +1,24 @@
 //! `brant store`: where the node keeps chunks.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use ::store::{LocalStore, RecoveryReport, StoreError};
 use clap::Subcommand;
-use node::api::{ApiError, ErrorCode};
+use node::api::{ApiError, CollectRequest, CollectionStatus, ErrorCode};
 use serde_json::{Value, json};
+use types::ByteSize;
 
 use super::status::objects;
+use crate::arguments::milliseconds;
 use crate::context::Context;
 use crate::failure::Outcome;
+use crate::output::now_ms;
 use crate::output::table::pairs;
-use crate::output::text::{count, size};
+use crate::output::text::{count, size, span};
+use crate::wait::{self, Detach};
 
-/// Look at the store of chunks, and mend its index
+/// Look at the store of chunks, collect what is dead, mend it
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -25,6 +30,29 @@ enum Verb {
     /// Show what the store holds and what it takes on disk
     #[command(after_long_help = "Example:\n  brant store show")]
     Show,
+    /// Give the room of what nothing refers to back
+    ///
+    /// Runs beside everything else; what it has done when it is cancelled is whole. A node does it by itself every day.
+    #[command(
+        name = "gc",
+        visible_alias = "collect",
+        after_long_help = "Examples:
+  brant store gc --dry-run
+  brant store gc --rate 50MiB --grace 0s"
+    )]
+    Collect {
+        /// How much may be read and written per second
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<ByteSize>,
+        /// Only count what would go
+        #[arg(long)]
+        dry_run: bool,
+        /// How long a retired version is kept [default: 1d]
+        #[arg(long, value_name = "TIME", value_parser = milliseconds)]
+        grace: Option<u64>,
+        #[command(flatten)]
+        detach: Detach,
+    },
     /// Build the chunk index anew from the packs, with the node stopped
     ///
     /// Every record of every pack is checked meanwhile; what is damaged is named, and counts as absent from then on.
@@ -41,12 +69,22 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
         Verb::Show => {
             let store = context.client.status().await?.store;
             context.output.show(&store, |_| {
-                pairs(&[
+                let mut facts = vec![
                     ("store", store.directory.clone()),
                     ("on disk", size(store.allocated_bytes)),
                     ("holds", objects(&store)),
-                ])
+                ];
+                if let Some(collection) = &store.collection {
+                    facts.push(("live", in_use(collection)));
+                }
+                pairs(&facts)
             })
+        }
+        Verb::Collect { rate, dry_run, grace, detach } => {
+            let rate_bytes_per_second = rate.map(|rate| rate.0);
+            let request = CollectRequest { rate_bytes_per_second, dry_run, grace_ms: grace };
+            let task = context.client.collect(&request).await?;
+            wait::finish(context, task, detach).await
         }
         Verb::RebuildIndex { dir } => {
             let directory = dir.join("store");
@@ -61,6 +99,13 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
                 .into())
         }
     }
+}
+
+/// What the last collection left, for people.
+fn in_use(collection: &CollectionStatus) -> String {
+    let ago = span(Duration::from_millis(now_ms().saturating_sub(collection.ended_ms)));
+    let (live, dead) = (size(collection.live_bytes), size(collection.dead_bytes));
+    format!("{} in {live}, and {dead} that nothing refers to, {ago} ago", count(collection.live_objects, "object"))
 }
 
 /// The kind of a store's error, and what to do about it.

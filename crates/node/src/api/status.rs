@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::bucket::Login;
+use super::store::CollectionStatus;
 
 /// The node as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -45,6 +46,9 @@ pub struct StoreStatus {
     pub stored_bytes: u64,
     /// What it takes on disk, in bytes.
     pub allocated_bytes: u64,
+    /// What the last collection since the node started found.
+    #[serde(default)]
+    pub collection: Option<CollectionStatus>,
 }
 
 /// What was exchanged with peers since the node started.

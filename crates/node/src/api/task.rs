@@ -17,6 +17,8 @@ pub enum TaskKind {
     Seal,
     /// Brings what is not here.
     Hydrate,
+    /// Gives the room of what nothing refers to back.
+    Collect,
 }
 
 /// How far a task has come.

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 
 use super::Client;
 use crate::api::{
-    ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CreateBucketRequest, CreateVolumeRequest,
-    DeletedVolume, Differences, GrantRequest, ImportRequest, LogEntry, Login, LoginRequest, MaterializeRequest,
-    NodeStatus, Publication, PublishRequest, ResizeRequest, RestoreRequest, RevertRequest, Reverted, Snapshot,
-    SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume, VolumeDetail,
+    ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CollectRequest, CreateBucketRequest,
+    CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LogEntry, Login, LoginRequest,
+    MaterializeRequest, NodeStatus, Publication, PublishRequest, ResizeRequest, RestoreRequest, RevertRequest,
+    Reverted, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume,
+    VolumeDetail,
 };
 
 /// A fallible answer of the node; every method fails as [`Client::get`] does.
@@ -190,6 +191,11 @@ impl Client {
     pub async fn detach(&self, target: &str, force: bool) -> Answer<Value> {
         let query = if force { "?force=true" } else { "" };
         self.delete(&format!("/v1/attachments/{}{query}", segment(target))).await
+    }
+
+    /// Gives the room of what nothing refers to back.
+    pub async fn collect(&self, request: &CollectRequest) -> Answer<Task> {
+        self.post("/v1/store/collections", request).await
     }
 
     /// Lists the tasks.

@@ -34,6 +34,7 @@ pub(super) async fn status(State(node): State<Arc<Node>>) -> Reply<NodeStatus> {
             plain_bytes: statistics.plain_bytes,
             stored_bytes: statistics.stored_bytes,
             allocated_bytes: statistics.allocated_bytes,
+            collection: *node.collection.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         },
         swarm: SwarmStatus {
             sent_bytes: swarm.total.served_bytes(),

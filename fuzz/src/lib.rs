@@ -30,7 +30,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 24] = [
+pub const TARGETS: [Target; 25] = [
     Target { name: "chunk", run: objects::chunk, seeds: objects::chunk_seeds },
     Target { name: "node", run: objects::node, seeds: objects::node_seeds },
     Target { name: "manifest", run: objects::manifest, seeds: objects::manifest_seeds },
@@ -48,6 +48,7 @@ pub const TARGETS: [Target; 24] = [
     Target { name: "journal_header", run: journal::header, seeds: journal::header_seeds },
     Target { name: "nbd_request", run: nbd_server::request, seeds: nbd_server::request_seeds },
     Target { name: "nbd_option", run: nbd_server::option, seeds: nbd_server::option_seeds },
+    Target { name: "nbd_state", run: nbd_server::state, seeds: nbd_server::state_seeds },
     Target { name: "nbd_negotiation", run: nbd_client::negotiation, seeds: nbd_client::negotiation_seeds },
     Target { name: "nbd_reply", run: nbd_client::reply, seeds: nbd_client::reply_seeds },
     Target { name: "swarm_request", run: peers::request, seeds: peers::request_seeds },

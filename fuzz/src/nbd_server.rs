@@ -1,10 +1,11 @@
-//! What a client of ours sends to the NBD server: options and requests.
+//! What the NBD server is told: options and requests by a client, the state of connections by another process.
 
 use export::nbd::option::{
     OPTION_HEADER_BYTES, decode_export_name, decode_info, decode_meta_context, decode_option_header,
 };
 use export::nbd::protocol::{REQUEST_BYTES, Request, decode_request, encode_request};
 use export::nbd::refusal::{Limits, check};
+use export::nbd::state::ServerState;
 
 pub(crate) fn request(data: &[u8]) -> bool {
     let Some(bytes) = data.first_chunk::<REQUEST_BYTES>() else { return false };
@@ -54,4 +55,14 @@ pub(crate) fn option_seeds() -> Vec<Vec<u8>> {
     let info = [&4_u32.to_be_bytes()[..], b"disk", &2_u16.to_be_bytes(), &[0, 0, 0, 3]].concat();
     let contexts = [&4_u32.to_be_bytes()[..], b"disk", &1_u32.to_be_bytes(), &15_u32.to_be_bytes(), b"base:allocation"];
     vec![make(1, b"disk"), make(7, &info), make(10, &contexts.concat()), make(3, b"")]
+}
+
+/// A server's state, as it is handed over: nothing of it is used before it was checked.
+pub(crate) fn state(data: &[u8]) -> bool {
+    let decoded = format::from_canonical::<ServerState>(data, 1 << 20);
+    decoded.is_ok_and(|state| state.check(state.sockets()).is_ok())
+}
+
+pub(crate) fn state_seeds() -> Vec<Vec<u8>> {
+    vec![include_bytes!("../../crates/export/golden/server-v1.cbor").to_vec()]
 }

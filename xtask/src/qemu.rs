@@ -47,6 +47,8 @@ pub enum Disk {
         socket: PathBuf,
         /// The name of the export.
         export: String,
+        /// For how long requests wait for a server that has gone, in seconds; 0 lets them fail.
+        reconnect_delay_seconds: u32,
     },
 }
 
@@ -59,7 +61,16 @@ impl Disk {
         let rest =
             uri.strip_prefix("nbd+unix:///").with_context(|| format!("not an NBD address on a unix socket: {uri}"))?;
         let (export, socket) = rest.split_once("?socket=").with_context(|| format!("no socket in {uri}"))?;
-        Ok(Disk::Nbd { socket: PathBuf::from(socket), export: export.to_owned() })
+        Ok(Disk::Nbd { socket: PathBuf::from(socket), export: export.to_owned(), reconnect_delay_seconds: 0 })
+    }
+
+    /// Lets requests to an NBD export wait for a server that has gone.
+    #[must_use]
+    pub fn reconnecting(mut self, seconds: u32) -> Disk {
+        if let Disk::Nbd { reconnect_delay_seconds, .. } = &mut self {
+            *reconnect_delay_seconds = seconds;
+        }
+        self
     }
 
     fn drive(&self) -> String {
@@ -70,12 +81,13 @@ impl Disk {
             Disk::Raw(path) => {
                 let _infallible = write!(drive, ",file.filename={}", quote(&path.to_string_lossy()));
             }
-            Disk::Nbd { socket, export } => {
+            Disk::Nbd { socket, export, reconnect_delay_seconds } => {
                 let _infallible = write!(
                     drive,
-                    ",file.driver=nbd,file.server.type=unix,file.server.path={},file.export={}",
+                    ",file.driver=nbd,file.server.type=unix,file.server.path={},file.export={},file.reconnect-delay={}",
                     quote(&socket.to_string_lossy()),
-                    quote(export)
+                    quote(export),
+                    reconnect_delay_seconds
                 );
             }
         }
@@ -216,7 +228,10 @@ mod tests {
     #[test]
     fn reads_the_address_of_an_export() {
         let disk = Disk::parse_nbd("nbd+unix:///web?socket=/run/brant/web.sock").unwrap();
-        assert_eq!(disk, Disk::Nbd { socket: "/run/brant/web.sock".into(), export: "web".to_owned() });
+        assert_eq!(
+            disk,
+            Disk::Nbd { socket: "/run/brant/web.sock".into(), export: "web".to_owned(), reconnect_delay_seconds: 0 }
+        );
         assert!(Disk::parse_nbd("nbd://127.0.0.1/web").is_err());
         assert!(Disk::parse_nbd("nbd+unix:///web").is_err());
     }

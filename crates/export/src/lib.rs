@@ -12,4 +12,4 @@ mod exports;
 pub mod nbd;
 
 pub use exports::{Exports, SingleExport};
-pub use nbd::{ExportError, Listen, NbdOptions, NbdServer, Suspended, Tls, TlsError};
+pub use nbd::{ExportError, Listen, NbdOptions, NbdServer, Reservation, Suspended, Tls, TlsError};

@@ -23,7 +23,7 @@ mod tls;
 mod transmission;
 mod wait;
 
-pub use listen::Listen;
+pub use listen::{Listen, Reservation};
 pub use server::{ExportError, NbdOptions, NbdServer};
 pub use suspend::Suspended;
 pub use tls::{Tls, TlsError};

@@ -26,6 +26,7 @@
 //! | `GET /v1/tasks`, `GET …/{id}[?wait_ms=N]`, `POST …/{id}/cancel` | | [`Task`] |
 //! | `GET /v1/logins`, `POST` | [`LoginRequest`] | [`Login`] |
 //! | `POST /v1/store/collections` | [`CollectRequest`] | [`Task`] |
+//! | `POST /v1/restart` | | [`Restart`] |
 //! | `GET /v1/openapi.json`, `GET /v1/health`, `GET /metrics` | | |
 //!
 //! `DELETE /v1/volumes/{volume}` keeps the volume for a while, unless `?now=true`; a `{deleted}` one is named by its id,
@@ -59,7 +60,7 @@ pub use snapshot::{
     CloneRequest, DiskDetail, ImageFormat, ImportRequest, MaterializeRequest, Snapshot, SnapshotDetail, SnapshotState,
     SourceSpec, TakeSnapshotRequest, TargetSpec,
 };
-pub use status::{NodeStatus, StoreStatus, SwarmStatus};
+pub use status::{NodeStatus, Restart, StoreStatus, SwarmStatus};
 pub use store::{CollectRequest, CollectionStatus};
 pub use task::{Task, TaskKind, TaskState};
 pub use volume::{

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use export::{Listen, NbdOptions, NbdServer, SingleExport, Tls};
+use export::{ExportError, Listen, NbdOptions, NbdServer, Reservation, SingleExport, Suspended, Tls};
 use store::ChunkStore;
 use volume::BlockDevice;
 
@@ -22,13 +22,74 @@ use place::Place;
 
 const PREFIX: &str = "attachment/";
 
+/// Where their unix sockets are, in the node's directory.
+const SOCKETS: &str = "nbd";
+
 /// How long requests in flight may take when an attachment ends.
 const GRACE: Duration = Duration::from_secs(5);
 
+/// For how long guests are told to wait for a node that was killed, in seconds: longer than any recovery.
+const RECONNECT_SECONDS: u32 = 300;
+
 #[derive(Debug)]
 struct Running {
-    server: NbdServer,
+    /// Not there only while it is handed over.
+    server: Option<NbdServer>,
+    listen: Listen,
+    uri: String,
+    exports: Arc<SingleExport>,
+    options: NbdOptions,
     read_only: bool,
+}
+
+/// QEMU's `-drive` for an export (a comma in a value is doubled: qemu(1), `-drive`).
+fn qemu_drive(listen: &Listen, export: &str, tls: bool, read_only: bool) -> String {
+    let quote = |text: &str| text.replace(',', ",,");
+    let server = match listen {
+        Listen::Unix(path) => format!("type=unix,file.server.path={}", quote(&path.to_string_lossy())),
+        Listen::Tcp(address) => {
+            format!("type=inet,file.server.host={},file.server.port={}", address.ip(), address.port())
+        }
+    };
+    let tls = match (tls, listen) {
+        (false, _) => "",
+        (true, Listen::Tcp(_)) => ",file.tls-creds=tls0",
+        (true, Listen::Unix(_)) => ",file.tls-creds=tls0,file.tls-hostname=localhost",
+    };
+    let read_only = if read_only { ",readonly=on" } else { "" };
+    format!(
+        "file.driver=nbd,file.server.{server},file.export={}{tls},file.reconnect-delay={RECONNECT_SECONDS},format=raw,\
+         if=virtio{read_only}",
+        quote(export)
+    )
+}
+
+/// How an attachment begins.
+#[derive(Debug)]
+enum Begin {
+    /// Somebody asks for it.
+    Asked,
+    /// Somebody asks for it, and lets everybody on the network in.
+    AskedOfAll,
+    /// It was there before this process, perhaps with clients.
+    Again(Option<Suspended>),
+}
+
+impl Running {
+    fn stop(self) {
+        if let Some(server) = self.server {
+            server.stop(GRACE);
+        }
+    }
+}
+
+/// An attachment that can be started, or gone on with.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    target: String,
+    record: AttachmentRecord,
+    device: Arc<dyn BlockDevice>,
+    suspended: Option<Suspended>,
 }
 
 /// The attachments of a node, by target.
@@ -39,16 +100,37 @@ pub(crate) struct Attachments {
     runtime: tokio::runtime::Handle,
     passed: PassedSockets,
     running: Mutex<BTreeMap<String, Running>>,
+    reserved: Mutex<BTreeMap<PathBuf, Reservation>>,
+}
+
+/// Listens at the sockets that a dead process has left in the node's directory, so that who connects while the node
+/// recovers waits, instead of trying again some seconds later. What cannot be listened at is somebody else's.
+pub(crate) fn reserve(directory: &Path) -> BTreeMap<PathBuf, Reservation> {
+    let Ok(entries) = std::fs::read_dir(directory.join(SOCKETS)) else { return BTreeMap::new() };
+    let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+    let reserve = |path: PathBuf| Some((path.clone(), Reservation::new(&Listen::Unix(path)).ok()?));
+    paths.filter_map(reserve).collect()
 }
 
 impl Attachments {
     pub(crate) fn new(
         directory: &Path,
+        reserved: BTreeMap<PathBuf, Reservation>,
         store: Arc<dyn ChunkStore>,
         runtime: tokio::runtime::Handle,
         passed: PassedSockets,
     ) -> Self {
-        Self { sockets: directory.join("nbd"), store, runtime, passed, running: Mutex::default() }
+        let (running, reserved) = (Mutex::default(), Mutex::new(reserved));
+        Self { sockets: directory.join(SOCKETS), store, runtime, passed, running, reserved }
+    }
+
+    fn reserved(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Reservation>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reservation(&self, place: &Place) -> Option<Reservation> {
+        let Place::Own(Listen::Unix(path)) = place else { return None };
+        self.reserved().remove(path)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Running>> {
@@ -56,18 +138,19 @@ impl Attachments {
     }
 
     fn show(target: &str, running: &Running) -> Attachment {
-        let socket = match running.server.listen() {
+        let socket = match &running.listen {
             Listen::Unix(path) => Some(path.display().to_string()),
             Listen::Tcp(_) => None,
         };
         Attachment {
             target: target.to_owned(),
             via: Transport::Nbd,
-            uri: running.server.uri(target),
+            uri: running.uri.clone(),
             socket,
             export: target.to_owned(),
+            qemu_drive: qemu_drive(&running.listen, target, running.options.tls.is_some(), running.read_only),
             read_only: running.read_only,
-            connections: running.server.connections(target) as u64,
+            connections: running.server.as_ref().map_or(0, |server| server.connections(target)) as u64,
         }
     }
 
@@ -94,7 +177,7 @@ impl Attachments {
         target: &str,
         record: &AttachmentRecord,
         device: Arc<dyn BlockDevice>,
-        insecure: bool,
+        begin: Begin,
     ) -> Result<Attachment, ApiError> {
         let mut running = self.lock();
         if running.contains_key(target) {
@@ -106,12 +189,23 @@ impl Attachments {
         let options = NbdOptions { read_timeout, tls: place::tls(record)?, ..NbdOptions::default() };
         let required = options.tls.as_ref().is_some_and(Tls::required);
         let exports = Arc::new(SingleExport::new(target, device));
-        let place = self.place(target, record)?;
-        if !insecure && !required {
-            place::check_open(&place, &self.passed)?;
-        }
-        let server = place.serve(&self.passed, exports, self.runtime.clone(), options)?;
-        let started = Running { server, read_only };
+        let (offered, runtime, limits) = (Arc::clone(&exports), self.runtime.clone(), options.clone());
+        let failed = |error: ExportError| ApiError::from_error(ErrorCode::Conflict, &error);
+        let server = match begin {
+            Begin::Again(Some(suspended)) => NbdServer::resume(suspended, offered, runtime, limits).map_err(failed)?,
+            begin => {
+                let place = self.place(target, record)?;
+                if matches!(begin, Begin::Asked) && !required {
+                    place::check_open(&place, &self.passed)?;
+                }
+                match self.reservation(&place) {
+                    Some(reserved) => NbdServer::start_reserved(reserved, offered, runtime, limits).map_err(failed)?,
+                    None => place.serve(&self.passed, offered, runtime, limits)?,
+                }
+            }
+        };
+        let (listen, uri) = (server.listen().clone(), server.uri(target));
+        let started = Running { server: Some(server), listen, uri, exports, options, read_only };
         let shown = Self::show(target, &started);
         running.insert(target.to_owned(), started);
         Ok(shown)
@@ -119,20 +213,66 @@ impl Attachments {
 
     fn stop(&self, target: &str) -> bool {
         let stopped = self.lock().remove(target);
-        stopped.map(|running| running.server.stop(GRACE)).is_some()
+        stopped.map(Running::stop).is_some()
+    }
+
+    /// Stops all servers between two requests of each connection, all at once; where one cannot be stopped within
+    /// `patience`, all go on. Blocks.
+    pub(crate) fn suspend_all(&self, patience: Duration) -> Result<Vec<(String, Suspended)>, ApiError> {
+        // Held throughout, so that nobody finds a server that is neither here nor there.
+        let mut running = self.lock();
+        let servers: Vec<(String, Option<NbdServer>)> =
+            running.iter_mut().map(|(target, running)| (target.clone(), running.server.take())).collect();
+        let suspend = |server: Option<NbdServer>| server.map(|server| server.suspend(patience));
+        let outcomes: Vec<_> = std::thread::scope(|scope| {
+            let begin = |(target, server)| (target, scope.spawn(move || suspend(server)));
+            let threads: Vec<_> = servers.into_iter().map(begin).collect();
+            threads.into_iter().map(|(target, thread)| (target, thread.join())).collect()
+        });
+        let (mut suspended, mut stuck) = (Vec::new(), Vec::new());
+        for (target, outcome) in outcomes {
+            match outcome {
+                Ok(Some(Ok(one))) => suspended.push((target, one)),
+                Ok(Some(Err(server))) => {
+                    stuck.push(target.clone());
+                    running.entry(target).and_modify(|running| running.server = Some(server));
+                }
+                Ok(None) | Err(_) => tracing::error!(target, "an attachment is lost"),
+            }
+        }
+        drop(running);
+        if stuck.is_empty() {
+            return Ok(suspended);
+        }
+        self.resume_all(suspended);
+        let message = format!("a request takes too long: {}", stuck.join(", "));
+        Err(ApiError::new(ErrorCode::Conflict, message).hint("try again when the disk is less busy"))
+    }
+
+    /// Goes on with servers that were stopped.
+    pub(crate) fn resume_all(&self, suspended: Vec<(String, Suspended)>) {
+        let mut all = self.lock();
+        for (target, suspended) in suspended {
+            let Some(running) = all.get_mut(&target) else { continue };
+            let exports = Arc::<SingleExport>::clone(&running.exports);
+            match NbdServer::resume(suspended, exports, self.runtime.clone(), running.options.clone()) {
+                Ok(server) => running.server = Some(server),
+                Err(error) => tracing::error!(%error, target, "an attachment is lost"),
+            }
+        }
     }
 
     /// Closes the connections to a target, which stays attached.
     pub(crate) fn disconnect(&self, target: &str) {
-        if let Some(running) = self.lock().get(target) {
-            running.server.close_export(target);
+        if let Some(server) = self.lock().get(target).and_then(|running| running.server.as_ref()) {
+            server.close_export(target);
         }
     }
 
     /// Ends all servers; the records stay.
     pub(crate) async fn stop_all(&self) {
         let all = std::mem::take(&mut *self.lock());
-        let stop = move || all.into_values().for_each(|running| running.server.stop(GRACE));
+        let stop = move || all.into_values().for_each(Running::stop);
         if let Err(error) = tokio::task::spawn_blocking(stop).await {
             tracing::warn!(%error, "attachments could not be stopped in order");
         }
@@ -154,7 +294,8 @@ impl Node {
         };
         let (node, insecure) = (Arc::clone(self), request.insecure_listen);
         blocking(move || {
-            let attachment = node.attachments.start(&target, &record, device, insecure)?;
+            let begin = if insecure { Begin::AskedOfAll } else { Begin::Asked };
+            let attachment = node.attachments.start(&target, &record, device, begin)?;
             // The port that was given stays the same after a restart.
             let chosen = record.listen.as_deref().is_some_and(|listen| !listen.starts_with("fd:"));
             if let (true, Some(Listen::Tcp(address))) = (chosen, node.attachments.address(&target)) {
@@ -194,23 +335,41 @@ impl Node {
         Ok(attachment)
     }
 
-    /// Brings back the attachments that there were; one that fails does not keep the node from starting.
-    pub(crate) async fn restore_attachments(self: &Arc<Self>) {
-        let records = match AttachmentRecord::read_all(&*self.attachments.store, PREFIX) {
-            Ok(records) => records,
-            Err(error) => return tracing::warn!(%error, "the attachments could not be read"),
-        };
+    /// Finds the devices of the attachments that there were. One that is not there keeps the node from starting only
+    /// where clients were handed over that use it.
+    pub(crate) async fn prepare_attachments(
+        self: &Arc<Self>,
+        mut suspended: BTreeMap<String, Suspended>,
+    ) -> Result<Vec<Prepared>, ApiError> {
+        let records = AttachmentRecord::read_all(&*self.attachments.store, PREFIX)
+            .inspect_err(|error| tracing::warn!(%error, "the attachments could not be read"))
+            .unwrap_or_default();
+        let mut prepared = Vec::with_capacity(records.len());
         for (_, record) in records {
-            if let Err(error) = self.restore_attachment(&record).await {
-                tracing::warn!(%error, target = record.target, "an attachment did not come back");
+            match self.device(&record.target, record.disk.as_deref()).await {
+                Ok((target, device)) => {
+                    let suspended = suspended.remove(&target);
+                    prepared.push(Prepared { target, record, device, suspended });
+                }
+                Err(error) => tracing::warn!(%error, target = record.target, "an attachment did not come back"),
             }
+        }
+        match suspended.into_iter().find(|(_, suspended)| suspended.connections() > 0) {
+            None => Ok(prepared),
+            Some((target, _)) => Err(ApiError::new(ErrorCode::Damaged, format!("{target} is in use and is not here"))),
         }
     }
 
-    async fn restore_attachment(self: &Arc<Self>, record: &AttachmentRecord) -> Result<(), ApiError> {
-        let (target, device) = self.device(&record.target, record.disk.as_deref()).await?;
-        // Whoever attached it has said that it may be open to the network.
-        self.attachments.start(&target, record, device, true).map(drop)
+    /// Starts attachments; one that fails does not keep the others from starting.
+    pub(crate) fn start_attachments(&self, prepared: Vec<Prepared>) {
+        for Prepared { target, record, device, suspended } in prepared {
+            // Whoever attached it has said that it may be open to the network.
+            if let Err(error) = self.attachments.start(&target, &record, device, Begin::Again(suspended)) {
+                tracing::warn!(%error, target, "an attachment did not come back");
+            }
+        }
+        // Nothing is attached there any more.
+        std::mem::take(&mut *self.attachments.reserved()).into_values().for_each(Reservation::give_up);
     }
 
     /// Where a volume or version is attached, as URIs.
@@ -230,6 +389,44 @@ impl Node {
 
 impl Attachments {
     fn address(&self, target: &str) -> Option<Listen> {
-        self.lock().get(target).map(|running| running.server.listen().clone())
+        self.lock().get(target).map(|running| running.listen.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    use super::*;
+
+    #[test]
+    fn sockets_that_were_left_are_listened_at_and_others_are_let_be() {
+        let directory = tempfile::tempdir().unwrap();
+        let sockets = directory.path().join(SOCKETS);
+        assert!(reserve(directory.path()).is_empty());
+        std::fs::create_dir(&sockets).unwrap();
+        drop(UnixListener::bind(sockets.join("left.sock")).unwrap());
+        let _running = UnixListener::bind(sockets.join("running.sock")).unwrap();
+        std::fs::write(sockets.join("file"), "precious").unwrap();
+        let mut reserved = reserve(directory.path());
+        assert_eq!(reserved.keys().collect::<Vec<_>>(), [&sockets.join("left.sock")]);
+        UnixStream::connect(sockets.join("left.sock")).unwrap();
+        reserved.pop_first().unwrap().1.give_up();
+        assert!(!sockets.join("left.sock").exists());
+        assert_eq!(std::fs::read(sockets.join("file")).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_comma_does_not_end_qemus_value() {
+        let listen = Listen::Unix("/run/a,b.sock".into());
+        assert_eq!(
+            qemu_drive(&listen, "web", false, true),
+            "file.driver=nbd,file.server.type=unix,file.server.path=/run/a,,b.sock,file.export=web,\
+             file.reconnect-delay=300,format=raw,if=virtio,readonly=on"
+        );
+        let listen = Listen::Tcp("[::1]:10809".parse().unwrap());
+        assert!(
+            qemu_drive(&listen, "web", true, false).contains("type=inet,file.server.host=::1,file.server.port=10809,")
+        );
     }
 }

@@ -54,9 +54,8 @@ impl Tickets {
 /// Serves the descriptor socket until the future is dropped.
 ///
 /// # Errors
-/// When the socket cannot be made.
-pub(crate) async fn serve(path: &Path, tickets: Arc<Tickets>) -> std::io::Result<()> {
-    let listener = crate::serve::bind_private(path)?;
+/// When the socket fails.
+pub(crate) async fn serve(listener: UnixListener, tickets: Arc<Tickets>) -> std::io::Result<()> {
     loop {
         accept(&listener, &tickets).await?;
     }

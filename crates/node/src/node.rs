@@ -1,14 +1,14 @@
 //! The node: what it consists of, how it starts, what it does in the background, and how it stops.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::bucket::Signer;
 use anyhow::Context as _;
-use store::{ChunkSource, ChunkStore, LocalOptions, LocalStore};
+use store::{ChunkSource, ChunkStore, LocalOptions, LocalStore, StoreError};
 use swarm::{Swarm, SwarmOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -22,9 +22,11 @@ use crate::buckets::Buckets;
 use crate::catalog::Catalog;
 use crate::descriptors::Tickets;
 use crate::domains::TrustDomains;
+use crate::handover::Taken;
 use crate::indexers::Indexers;
 use crate::library::NodeLibrary;
 use crate::passed::PassedSockets;
+use crate::restart::SuccessorState;
 use crate::task::Tasks;
 use crate::version::Versions;
 
@@ -81,6 +83,7 @@ pub(crate) struct Node {
     pub(crate) tasks: Tasks,
     pub(crate) attachments: Attachments,
     pub(crate) tickets: Arc<Tickets>,
+    pub(crate) successor: Mutex<SuccessorState>,
     /// The snapshots of which everything was found to be here.
     pub(crate) complete: Mutex<BTreeSet<SnapshotId>>,
     /// What the last collection found.
@@ -97,16 +100,17 @@ impl Node {
     ///
     /// # Errors
     /// When the directory is in use, of a newer version, or damaged beyond what recovers by itself.
-    pub(crate) async fn start(options: NodeOptions) -> anyhow::Result<Arc<Self>> {
+    /// Where another process has handed its exports over, it is told as soon as this one goes on with them.
+    pub(crate) async fn start(options: NodeOptions, taken: Option<Arc<Taken>>) -> anyhow::Result<Arc<Self>> {
         let directory = options.directory.clone();
         make_private(&directory)?;
+        let reserved = if taken.is_none() { crate::attachments::reserve(&directory) } else { BTreeMap::new() };
         let NodeOptions { cache_bytes, hot_bytes, .. } = options;
         let store_options = LocalOptions { cache_bytes, hot_bytes, ..LocalOptions::default() };
-        let local = {
-            let path = directory.join("store");
-            tokio::task::spawn_blocking(move || LocalStore::open(&path, store_options)).await??
+        let store: Arc<dyn ChunkStore> = {
+            let (path, patience) = (directory.join("store"), taken.as_ref().map(|_| LOCK_PATIENCE).unwrap_or_default());
+            tokio::task::spawn_blocking(move || open_store(&path, store_options, patience)).await??
         };
-        let store: Arc<dyn ChunkStore> = local;
         let stopping = CancellationToken::new();
         let signer = Signer::load_or_create(&directory.join("node.key")).context("could not read the node's key")?;
         let domains = Arc::new(TrustDomains::open(Arc::clone(&store))?);
@@ -133,7 +137,7 @@ impl Node {
         let catalog = Catalog::open(&directory.join("catalog.sqlite")).await?;
         let tasks = Tasks::new(catalog.clone(), stopping.clone());
         let runtime = tokio::runtime::Handle::current();
-        let attachments = Attachments::new(&directory, Arc::clone(&store), runtime, options.passed.clone());
+        let attachments = Attachments::new(&directory, reserved, Arc::clone(&store), runtime, options.passed.clone());
         let node = Arc::new(Self {
             options,
             store,
@@ -147,21 +151,33 @@ impl Node {
             tasks,
             attachments,
             tickets: Arc::default(),
+            successor: Mutex::default(),
             complete: Mutex::default(),
             collection: Mutex::default(),
             moved,
             stopping,
             background: TaskTracker::new(),
         });
-        node.go_on().await.map_err(|error| anyhow::anyhow!("{error}"))?;
+        node.go_on(taken).await.map_err(|error| anyhow::anyhow!("{error}"))?;
         Ok(node)
     }
 
-    /// Goes on with everything that was under way when the node last stopped.
-    async fn go_on(self: &Arc<Self>) -> Result<(), ApiError> {
+    /// Goes on with everything that was under way when the node last stopped, with guests' requests first.
+    async fn go_on(self: &Arc<Self>, taken: Option<Arc<Taken>>) -> Result<(), ApiError> {
         let node = Arc::clone(self);
         crate::error::blocking(move || node.versions.recover(&node.buckets)).await?;
-        for task in self.catalog.unfinished_tasks().await.map_err(crate::error::catalog_error)? {
+        let unfinished = self.catalog.unfinished_tasks().await.map_err(crate::error::catalog_error)?;
+        let suspended = taken.as_ref().map(|taken| taken.take_servers()).unwrap_or_default();
+        let attachments = self.prepare_attachments(suspended).await?;
+        if let Some(taken) = &taken {
+            taken.predecessor.taken();
+        }
+        self.start_attachments(attachments);
+        if let Some(taken) = &taken {
+            let pause_ms = crate::task::now_ms().saturating_sub(taken.began_ms);
+            tracing::info!(pause_ms, "took over from the process before");
+        }
+        for task in unfinished {
             match task.kind {
                 TaskKind::Hydrate => self.resume_hydration(task),
                 TaskKind::Collect => self.resume_collection(task),
@@ -174,7 +190,6 @@ impl Node {
                 self.start_sealing(&bucket, object, version).await?;
             }
         }
-        self.restore_attachments().await;
         for bucket in self.buckets.list() {
             self.index_bucket(&bucket).await?;
             self.start_exchanging(&bucket);
@@ -232,6 +247,15 @@ impl Node {
         });
     }
 
+    /// Makes durable what can be, so that little is left to do while guests wait.
+    pub(crate) async fn prepare_to_hand_over(self: &Arc<Self>) {
+        let node = Arc::clone(self);
+        let commit = move || node.store.commit().map_err(crate::error::store_error);
+        if let Err(error) = crate::error::blocking(commit).await {
+            tracing::warn!(%error, "the store could not be committed");
+        }
+    }
+
     /// Stops in order: requests in flight are finished, nothing acknowledged is lost.
     pub(crate) async fn stop(&self) {
         self.stopping.cancel();
@@ -249,6 +273,22 @@ impl Node {
             tracing::warn!(%error, "the store could not be committed");
         }
         self.catalog.close().await;
+    }
+}
+
+/// How long the process before may take to let go of the store, when it is known to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Opens the store; one that is in use is asked again for as long as there is patience.
+fn open_store(path: &Path, options: LocalOptions, patience: Duration) -> Result<Arc<LocalStore>, StoreError> {
+    let begin = Instant::now();
+    loop {
+        match LocalStore::open(path, options) {
+            Err(StoreError::InUse { .. }) if begin.elapsed() < patience => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -46,6 +46,7 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         health::health,
         health::metrics,
         health::openapi,
+        health::restart,
         snapshots::list,
         snapshots::take,
         snapshots::show,
@@ -87,6 +88,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/status", get(health::status))
         .route("/v1/health", get(health::health))
         .route("/v1/openapi.json", get(health::openapi))
+        .route("/v1/restart", post(health::restart))
         .route("/metrics", get(health::metrics))
         .route("/v1/buckets", get(buckets::list).post(buckets::create))
         .route("/v1/buckets/{bucket}", get(buckets::show).delete(buckets::remove))

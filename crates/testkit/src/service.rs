@@ -78,6 +78,15 @@ impl Service {
         Ok(())
     }
 
+    /// Waits until it has ended by itself, with success.
+    ///
+    /// # Errors
+    /// When it does not end in time, or without success.
+    pub fn ended(mut self) -> Result<()> {
+        let status = until(&format!("{} has ended", self.name), || Ok(self.child.try_wait()?))?;
+        if status.success() { Ok(()) } else { bail!("{} ended with {status}", self.name) }
+    }
+
     /// Asks it to end, and waits until it has.
     ///
     /// # Errors

@@ -212,6 +212,23 @@ impl Node {
         Ok(command.spawn()?)
     }
 
+    /// Has the node replaced by a process of another program, or the same, which takes its connections over.
+    ///
+    /// # Errors
+    /// When that is not ready in time; the node that was there goes on then.
+    pub fn replace(&mut self, brant: &Path) -> Result<()> {
+        let mut command = Command::new(brant);
+        command.args(["node", "serve", "--take-over", "--bind", "127.0.0.1:0", "--dir"]).arg(&self.directory);
+        let successor = Service::start("the successor", &mut command, "brant node ready:", &self.log)?;
+        std::mem::replace(&mut self.service, successor).ended()
+    }
+
+    /// The program that it was started from.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.brant
+    }
+
     /// Logs in at an Indexer with a token.
     ///
     /// # Errors

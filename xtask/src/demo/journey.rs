@@ -187,7 +187,7 @@ fn clone_and_attach(node: &Node, object: &str, volume: &str, report: &mut Report
     report.done(&format!("{}: attach", node.name()), begun.elapsed(), None, None);
     let socket = attachment["socket"].as_str().context("brant attach tells no socket")?;
     let export = attachment["export"].as_str().context("brant attach tells no export")?;
-    Ok(qemu::Disk::Nbd { socket: PathBuf::from(socket), export: export.to_owned() })
+    Ok(qemu::Disk::Nbd { socket: PathBuf::from(socket), export: export.to_owned(), reconnect_delay_seconds: 0 })
 }
 
 /// Writes both disks out on both sides and compares every byte.

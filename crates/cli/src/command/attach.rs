@@ -11,7 +11,8 @@ use crate::output::table::Table;
 
 /// Make a volume or snapshot a block device, or list what is one
 ///
-/// Prints the URI. A snapshot is read-only. An attachment lasts until it is detached, across restarts of the node, at
+/// Prints the URI, and what QEMU takes, with a reconnect-delay: its guest then waits for a node that was killed and is
+/// started again. A snapshot is read-only. An attachment lasts until it is detached, across restarts of the node, at
 /// the same socket. Without a target, lists the attachments.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:
@@ -20,7 +21,7 @@ use crate::output::table::Table;
   brant attach web1 --listen 0.0.0.0:10809 --tls-certificates /etc/pki/brant
   brant attach web1 --listen fd:web1
   brant attach
-  qemu-system-x86_64 -m 1G -drive file=$(brant attach web1),format=raw,if=virtio")]
+  qemu-system-x86_64 -m 1G -drive \"$(brant attach web1 --json | jq -r .qemu_drive)\"")]
 pub(crate) struct AttachArguments {
     /// A volume, BUCKET/OBJECT[@VERSION], or a snapshot id
     #[arg(value_name = "VOLUME|SNAPSHOT")]
@@ -113,67 +114,9 @@ pub(crate) async fn detach(context: &Context, arguments: DetachArguments) -> Out
     context.output.done(&detached, &format!("detached {}", arguments.target))
 }
 
-/// QEMU's arguments for an attachment (a comma in a value is doubled: qemu(1), `-drive`).
+/// QEMU's arguments for an attachment.
 fn qemu(attachment: &Attachment) -> String {
-    let read_only = if attachment.read_only { ",readonly=on" } else { "" };
-    // QEMU does not know the URIs of TLS.
-    if attachment.uri.starts_with("nbds") {
-        let place = match (&attachment.socket, attachment.uri.strip_prefix("nbds://")) {
-            (None, Some(rest)) => {
-                let place = rest.split('/').next().unwrap_or(rest);
-                let (host, port) = place.rsplit_once(':').unwrap_or((place, "10809"));
-                format!("server.type=inet,server.host={},server.port={port}", host.trim_matches(['[', ']']))
-            }
-            (socket, _) => {
-                let path = socket.as_deref().unwrap_or_default().replace(',', ",,");
-                format!("server.type=unix,server.path={path},tls-hostname=localhost")
-            }
-        };
-        let export = attachment.export.replace(',', ",,");
-        return format!(
-            "-object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES \
-             -drive 'driver=nbd,{place},export={export},tls-creds=tls0,if=virtio{read_only}'"
-        );
-    }
-    format!("-drive 'file={},format=raw,if=virtio{read_only}'", attachment.uri.replace(',', ",,"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn qemu_is_told_of_tls_in_its_own_words() {
-        let attachment = Attachment {
-            target: "web".to_owned(),
-            via: Transport::Nbd,
-            uri: "nbds://[::1]:10809/web".to_owned(),
-            socket: None,
-            export: "web".to_owned(),
-            read_only: false,
-            connections: 0,
-        };
-        assert_eq!(
-            qemu(&attachment),
-            "-object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES -drive 'driver=nbd,server.type=inet,\
-             server.host=::1,server.port=10809,export=web,tls-creds=tls0,if=virtio'"
-        );
-    }
-
-    #[test]
-    fn a_comma_in_a_uri_does_not_end_qemus_value() {
-        let attachment = Attachment {
-            target: "vms/web@3".to_owned(),
-            via: Transport::Nbd,
-            uri: "nbd+unix:///web?socket=/run/a,b.sock".to_owned(),
-            socket: None,
-            export: "web".to_owned(),
-            read_only: true,
-            connections: 0,
-        };
-        assert_eq!(
-            qemu(&attachment),
-            "-drive 'file=nbd+unix:///web?socket=/run/a,,b.sock,format=raw,if=virtio,readonly=on'"
-        );
-    }
+    let credentials = "-object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES ";
+    let credentials = if attachment.uri.starts_with("nbds") { credentials } else { "" };
+    format!("{credentials}-drive '{}'", attachment.qemu_drive)
 }

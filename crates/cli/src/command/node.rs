@@ -1,12 +1,13 @@
-//! `brant node serve`: the daemon.
+//! `brant node`: the daemon, and its replacement by a newer one.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ::node::api::ApiError;
+use ::node::api::{ApiError, ErrorCode, Restart};
 use ::node::client::default_directory;
-use ::node::{NodeOptions, PassedSockets, Ready};
+use ::node::{Ended, NodeOptions, PassedSockets, Ready, Start};
 use ::store::StoreError;
 use clap::Subcommand;
 use serde_json::json;
@@ -17,6 +18,9 @@ use crate::arguments::milliseconds;
 use crate::context::Context;
 use crate::failure::{Failure, Outcome};
 use crate::output::Output;
+
+/// How often a restart is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// Run this host's node
 #[derive(clap::Args, Debug)]
@@ -35,6 +39,26 @@ enum Verb {
   brant node serve --dir /var/lib/brant
   brant node serve --dir /srv/brant --bind 0.0.0.0:7071 --cache 1GiB --log debug")]
     Serve(Serve),
+    /// Replace the running node by a new process, without disturbing guests
+    ///
+    /// The new process is started from the same file, which an upgrade may have replaced, with the same arguments. It
+    /// goes on with all connections of running guests, who see a pause of a moment. Where it cannot, the running node
+    /// goes on as if nothing had happened, and this says why. Tasks are taken up again, or must be run again, as after
+    /// any restart.
+    #[command(after_long_help = "Examples:
+  brant node restart
+  brant node restart --node /var/lib/brant")]
+    Restart,
+    /// Hold a node's connections while its successor starts; a node runs this by itself
+    #[command(hide = true)]
+    Guard(Guard),
+}
+
+#[derive(clap::Args, Debug)]
+struct Guard {
+    /// The arguments of the node that handed over
+    #[arg(last = true)]
+    serving: Vec<OsString>,
 }
 
 #[derive(clap::Args, Debug)]
@@ -57,12 +81,53 @@ struct Serve {
     /// How often the room of what nothing refers to is given back; 0s for never
     #[arg(long, default_value = "1d", value_name = "TIME", value_parser = milliseconds)]
     collect_every: u64,
+    /// Go on with the connections of the node that runs with this directory, if one does, and replace it
+    #[arg(long)]
+    take_over: bool,
+    /// Go on with the connections at standard input, which were handed over in vain
+    #[arg(long, hide = true, value_name = "WHY", conflicts_with = "take_over")]
+    taken_back: Option<String>,
     #[command(flatten)]
     logging: Logging,
 }
 
 pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
-    let Verb::Serve(serve) = arguments.verb;
+    match arguments.verb {
+        Verb::Serve(serve) => run_node(context, serve),
+        Verb::Restart => context.block_on(restart(context)),
+        Verb::Guard(guard) => {
+            ::node::handover::guard(&guard.serving).map_err(|error| Failure::of_service(&error.into()))
+        }
+    }
+}
+
+/// Has the running node replaced, and waits until that has succeeded or failed.
+async fn restart(context: &Context) -> Outcome {
+    let begun = context.client.restart().await?;
+    loop {
+        tokio::time::sleep(LOOK_AGAIN).await;
+        let status = match context.client.status().await {
+            // Between the two processes, nobody answers for a moment.
+            Err(error) if error.code == ErrorCode::Unreachable && alive(&begun) => continue,
+            status => status?,
+        };
+        if let Some(failure) = status.restart_failure {
+            let error = ApiError::new(ErrorCode::Internal, format!("the node was not replaced: {failure}"));
+            return Err(Failure::Reported(error.hint("the running node goes on; its log says more")));
+        }
+        if status.pid == begun.successor {
+            let line = format!("process {} has taken over from {}", begun.successor, begun.pid);
+            return context.output.show(&status, |_| line);
+        }
+    }
+}
+
+/// Whether one of the processes of a restart is there.
+fn alive(restart: &Restart) -> bool {
+    [restart.pid, restart.successor].iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists())
+}
+
+fn run_node(context: &Context, serve: Serve) -> Outcome {
     serve.logging.begin()?;
     // Absolute, as others are told of sockets in it.
     let given = serve.dir.unwrap_or_else(default_directory);
@@ -86,7 +151,20 @@ pub(crate) fn run(context: &Context, arguments: Arguments) -> Outcome {
         .enable_all()
         .build()
         .map_err(|error| Failure::of_service(&error.into()))?;
-    runtime.block_on(::node::serve(options, ready)).map_err(|error| explain(&error, &directory))
+    let start = match serve.taken_back {
+        Some(why) => Start::TakenBack { why },
+        None if serve.take_over => Start::TakeOver,
+        None => Start::Alone,
+    };
+    let ended = runtime.block_on(::node::serve(options, start, ready));
+    match ended.map_err(|error| explain(&error, &directory))? {
+        Ended::Stopped => Ok(()),
+        // Nothing of this process is waited for: what it has left to do, it does as after a crash.
+        Ended::HandsOver(hand_over) => {
+            let error = hand_over.become_guard(&::node::serving_arguments());
+            Err(Failure::of_service(&anyhow::Error::from(error).context("could not hand over")))
+        }
+    }
 }
 
 /// Why a node could not run; a store that another one has open is told from what is wrong with it.

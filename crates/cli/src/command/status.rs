@@ -65,6 +65,8 @@ mod tests {
     fn everything_has_a_unit() {
         let status = NodeStatus {
             version: "0.1.0".to_owned(),
+            pid: 7,
+            restart_failure: None,
             endpoint: "ab".repeat(32),
             addresses: vec!["10.0.0.1:7071".to_owned()],
             directory: "/var/lib/brant".to_owned(),

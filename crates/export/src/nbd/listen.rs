@@ -69,6 +69,25 @@ impl Listen {
     }
 }
 
+/// A place that is listened at before there is a server: who connects waits for it.
+#[derive(Debug)]
+pub struct Reservation(pub(crate) Listener);
+
+impl Reservation {
+    /// Begins to listen.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    pub fn new(listen: &Listen) -> Result<Reservation, ExportError> {
+        Listener::bind(listen).map(Reservation)
+    }
+
+    /// Disconnects who waits, and removes the socket.
+    pub fn give_up(self) {
+        self.0.remove();
+    }
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub(crate) struct Listener {

@@ -20,7 +20,7 @@ use volume::BlockDevice;
 
 use super::connection::{Connection, End, Remains};
 use super::link::{Event, Link};
-use super::listen::{Listen, Listener};
+use super::listen::{Listen, Listener, Reservation};
 use super::negotiation::Negotiation;
 use super::refusal::with_reasons;
 use super::state::StateError;
@@ -162,6 +162,19 @@ impl NbdServer {
         options: NbdOptions,
     ) -> Result<NbdServer, ExportError> {
         NbdServer::new(Listener::bind(&listen)?, exports, runtime, options)
+    }
+
+    /// As [`NbdServer::start`], where it is listened already.
+    ///
+    /// # Errors
+    /// See [`ExportError`].
+    pub fn start_reserved(
+        reservation: Reservation,
+        exports: Arc<dyn Exports>,
+        runtime: Handle,
+        options: NbdOptions,
+    ) -> Result<NbdServer, ExportError> {
+        NbdServer::new(reservation.0, exports, runtime, options)
     }
 
     /// Begins to serve on a socket that somebody else has made listening, and that is never removed here.

@@ -272,3 +272,79 @@ impl SkipState {
         Ok(Skip { left: self.left_bytes, request: self.request.request(), refusal })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request(command: u16, cookie: u64) -> Request {
+        Request { flags: 1, command, cookie, offset: 512, length: 4096 }
+    }
+
+    fn connection() -> ConnectionState {
+        let waiting = vec![
+            Waiting { request: request(NBD_CMD_READ, 7), purpose: Purpose::Read(1024) },
+            Waiting {
+                request: Request { length: 3, ..request(NBD_CMD_WRITE, 8) },
+                purpose: Purpose::Retry(vec![9; 3]),
+            },
+            Waiting { request: request(NBD_CMD_WRITE_ZEROES, 9), purpose: Purpose::Retry(Vec::new()) },
+            Waiting { request: request(NBD_CMD_CACHE, 10), purpose: Purpose::Cache },
+        ];
+        let refusal = Refusal::new(1, "the export is read-only");
+        let remains = Remains {
+            terms: Terms { structured: true, contexts: vec![Context::Allocation, Context::State] },
+            input: vec![1, 2],
+            output: vec![3],
+            waiting,
+            skip: Some(Skip { left: 100, request: request(NBD_CMD_WRITE, 11), refusal }),
+        };
+        ConnectionState::new("web".to_owned(), remains)
+    }
+
+    fn changed(change: impl FnOnce(&mut ConnectionState)) -> Result<(), StateError> {
+        let mut connection = connection();
+        change(&mut connection);
+        let listen = Listen::Tcp("127.0.0.1:10809".parse().unwrap());
+        ServerState::new(&listen, None, vec![connection]).check(2)
+    }
+
+    /// The bytes of version 1, for ever.
+    #[test]
+    fn golden() {
+        let listen = Listen::Unix("/var/lib/brant/nbd/web.sock".into());
+        let state = ServerState::new(&listen, Some((2049, 77)), vec![connection()]);
+        let bytes = minicbor::to_vec(&state).unwrap();
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/server-v1.cbor");
+        if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
+            std::fs::write(&golden, &bytes).unwrap();
+        }
+        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding of version 1 has changed");
+        let decoded: ServerState = minicbor::decode(&bytes).unwrap();
+        assert_eq!(decoded, state);
+        assert_eq!(decoded.listen().unwrap(), listen);
+        let again = ConnectionState::new("web".to_owned(), decoded.connections[0].remains().unwrap());
+        assert_eq!(again, connection());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        assert_eq!(changed(|_| ()), Ok(()));
+        assert_eq!(changed(|connection| connection.contexts.push(9)), Err(StateError::Context(9)));
+        let read = |from| changed(move |connection| connection.waiting[0].unanswered_from = from);
+        assert_eq!(read(Some(511)), Err(StateError::Waiting { cookie: 7 }));
+        assert_eq!(read(Some(512 + 4096)), Err(StateError::Waiting { cookie: 7 }));
+        assert_eq!(read(None), Err(StateError::Waiting { cookie: 7 }));
+        let write = changed(|connection| connection.waiting[1].payload = Some(vec![0; 4].into()));
+        assert_eq!(write, Err(StateError::Waiting { cookie: 8 }));
+        let flush = changed(|connection| connection.waiting[3].request.command = 3);
+        assert_eq!(flush, Err(StateError::Waiting { cookie: 10 }));
+        let skip = changed(|connection| connection.skip.as_mut().unwrap().left_bytes = u64::MAX);
+        assert_eq!(skip, Err(StateError::Skip(u64::MAX)));
+        let listen = Listen::Unix("/socket".into());
+        let state = ServerState::new(&listen, None, Vec::new());
+        assert_eq!(state.check(2), Err(StateError::Sockets { sockets: 2, connections: 0 }));
+        let nowhere = ServerState { path: None, ..state };
+        assert!(matches!(nowhere.check(1), Err(StateError::Listen(_))));
+    }
+}

@@ -38,7 +38,19 @@ impl Suspended {
         Ok(Suspended { state, sockets })
     }
 
-    /// The state, and the sockets in the order of [`ServerState`].
+    /// The state.
+    #[must_use]
+    pub fn state(&self) -> &ServerState {
+        &self.state
+    }
+
+    /// The sockets, in the order of the state.
+    #[must_use]
+    pub fn sockets(&self) -> &[OwnedFd] {
+        &self.sockets
+    }
+
+    /// The state, and the sockets in its order.
     #[must_use]
     pub fn into_parts(self) -> (ServerState, Vec<OwnedFd>) {
         (self.state, self.sockets)

@@ -62,6 +62,9 @@ pub struct Attachment {
     pub uri: String,
     /// The unix socket, where it is one.
     pub socket: Option<String>,
+    /// The value of QEMU's `-drive` for it; the guest's requests wait where the node was killed, until it is back.
+    #[serde(default)]
+    pub qemu_drive: String,
     /// The name that the export has there.
     pub export: String,
     /// Whether writes are refused.

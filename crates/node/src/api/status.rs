@@ -11,6 +11,12 @@ use super::store::CollectionStatus;
 pub struct NodeStatus {
     /// brant's version.
     pub version: String,
+    /// The process id of the node.
+    #[serde(default)]
+    pub pid: u32,
+    /// Why the last attempt to restart it came to nothing, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart_failure: Option<String>,
     /// The node's id among peers.
     pub endpoint: String,
     /// Where peers reach it.
@@ -31,6 +37,15 @@ pub struct NodeStatus {
     pub swarm: SwarmStatus,
     /// Resident memory of the process, in bytes.
     pub memory_bytes: u64,
+}
+
+/// A restart that was begun: the new process, which goes on with all connections as soon as it is ready.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Restart {
+    /// The process id of the node that was asked.
+    pub pid: u32,
+    /// The process id of its successor.
+    pub successor: u32,
 }
 
 /// What a store holds.

@@ -9,7 +9,7 @@ use super::Client;
 use crate::api::{
     ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CollectRequest, CreateBucketRequest,
     CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LogEntry, Login, LoginRequest,
-    MaterializeRequest, NodeStatus, Publication, PublishRequest, ResizeRequest, RestoreRequest, RevertRequest,
+    MaterializeRequest, NodeStatus, Publication, PublishRequest, ResizeRequest, Restart, RestoreRequest, RevertRequest,
     Reverted, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume,
     VolumeDetail,
 };
@@ -22,6 +22,11 @@ impl Client {
     /// Returns the node as a whole.
     pub async fn status(&self) -> Answer<NodeStatus> {
         self.get("/v1/status").await
+    }
+
+    /// Starts the node's successor, which takes all connections over.
+    pub async fn restart(&self) -> Answer<Restart> {
+        self.post("/v1/restart", &json!({})).await
     }
 
     /// Lists the buckets.

@@ -9,7 +9,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
 
 use super::reply::Reply;
-use crate::api::{ApiError, NodeStatus, StoreStatus, SwarmStatus};
+use crate::api::{ApiError, NodeStatus, Restart, StoreStatus, SwarmStatus};
 use crate::error::{blocking, store_error};
 use crate::node::Node;
 
@@ -21,6 +21,8 @@ pub(super) async fn status(State(node): State<Arc<Node>>) -> Reply<NodeStatus> {
     let swarm = node.swarm.statistics();
     Ok(Json(NodeStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        restart_failure: node.restart_failure(),
         endpoint: node.swarm.endpoint().to_string(),
         addresses: node.swarm.addresses().iter().map(ToString::to_string).collect(),
         directory: node.options.directory.display().to_string(),
@@ -51,6 +53,13 @@ fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+}
+
+/// Starts this node's successor, which takes all connections over.
+#[utoipa::path(post, path = "/v1/restart",
+    responses((status = 200, body = Restart), (status = "4XX", body = ApiError)))]
+pub(super) async fn restart(State(node): State<Arc<Node>>) -> Reply<Restart> {
+    node.restart().map(Json)
 }
 
 /// Says that the node answers.

@@ -34,7 +34,19 @@ impl Watched {
     /// # Errors
     /// When it cannot be started.
     pub fn start(name: &str, command: &mut Command) -> Result<Watched> {
-        let mut process = Group::spawn(command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()))?;
+        Watched::spawn(name, command.stdin(Stdio::null()))
+    }
+
+    /// Starts a program that is talked to: its standard input is the caller's to take.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_with_input(name: &str, command: &mut Command) -> Result<Watched> {
+        Watched::spawn(name, command.stdin(Stdio::piped()))
+    }
+
+    fn spawn(name: &str, command: &mut Command) -> Result<Watched> {
+        let mut process = Group::spawn(command.stdout(Stdio::piped()).stderr(Stdio::piped()))?;
         let written = Arc::new(Written::default());
         if let Some(pipe) = process.child.stdout.take() {
             written.follow(pipe);

@@ -2,7 +2,7 @@
 //!
 //! The files are those that QEMU and libnbd use: `server-cert.pem`, `server-key.pem`, and `ca-cert.pem` where clients have
 //! to show a certificate that it has signed. They are read again for every client that begins TLS, so renewed ones count
-//! from the next connection on. There are no pre-shared keys.
+//! from the next connection on. There are no pre-shared keys: docs/decisions/007.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

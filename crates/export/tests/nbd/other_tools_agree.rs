@@ -169,6 +169,36 @@ fn libnbd_gets_the_errors_it_provokes() {
     assert_eq!(said.trim(), "EPERM");
 }
 
+#[test]
+fn clients_that_know_less_are_served() {
+    if !installed(&["nbdsh"]) {
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let server = Server::of(&varied());
+    let script = OLD_CLIENTS.replace("URI", &server.uri());
+    let said = run(directory.path(), PYTHON, &["-m", "nbd", "-c", &script]).content();
+    assert!(said.contains("all well"), "{said}");
+}
+
+/// Run by nbdsh: clients without the fixed handshake, without the option to leave zeroes out, without structured replies.
+const OLD_CLIENTS: &str = r#"
+for flags, protocol in (0, "newstyle"), (nbd.HANDSHAKE_FLAG_NO_ZEROES, "newstyle"), (nbd.HANDSHAKE_FLAG_FIXED_NEWSTYLE, "newstyle-fixed"):
+    old = nbd.NBD()
+    old.set_handshake_flags(flags)
+    old.set_request_structured_replies(False)
+    old.connect_uri("URI")
+    assert old.get_protocol() == protocol, old.get_protocol()
+    assert not old.get_structured_replies_negotiated()
+    assert old.get_size() == 8 << 20
+    old.pwrite(b"old" * 512, 6 << 20, nbd.CMD_FLAG_FUA)
+    assert old.pread(1536, 6 << 20) == b"old" * 512
+    assert old.pread(4096, 7 << 20) == bytes(4096)
+    old.flush()
+    old.shutdown()
+print("all well")
+"#;
+
 /// What nbdsh runs on; another Python, first on the path, would not find libnbd.
 const PYTHON: &str = "/usr/bin/python3";
 

@@ -131,7 +131,9 @@ impl History {
         }
         self.enter(step, false);
         // What is read after a failed sync nobody knows, until the next process has looked at the checksums.
-        let forgotten = failure == Some(Operation::Sync) && error.contains("the journal");
+        // The copies that a collection has made may be lost then; those that it copied are found by the next process.
+        let copied = matches!(step, Step::Collect) || matches!(step, Step::Import { collect: true, .. });
+        let forgotten = failure == Some(Operation::Sync) && (error.contains("the journal") || copied);
         if !forgotten {
             self.check_live(&self.model).map_err(context)?;
         }

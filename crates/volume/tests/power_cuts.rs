@@ -20,7 +20,7 @@ use medium::simulated::Chance;
 
 use crate::model::{Crash, Found, Model};
 use crate::rig::Rig;
-use crate::step::Step;
+use crate::step::{Step, Tokens};
 
 /// How many steps a history goes before it crashes, and how often it goes on.
 const STEPS: u64 = 24;
@@ -168,7 +168,7 @@ fn no_cut_at_any_step_loses_what_was_durable() {
 #[test]
 fn what_a_recovery_did_not_find_does_not_come_back() {
     // A record that ends in zeroes is whole as soon as its journal is long enough.
-    let write = |first, tokens: Vec<u64>| Step::Write { name: "a".to_owned(), first, tokens, fua: false };
+    let write = |first, tokens| Step::Write { name: "a".to_owned(), first, tokens: Tokens(tokens), fua: false };
     for seed in seeds::seeds(2000, 20_000) {
         let mut chance = Chance::new(seed);
         let mut rig = Some(Rig::open(&Simulated::new(seed)).unwrap());

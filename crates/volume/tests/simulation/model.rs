@@ -129,11 +129,9 @@ impl Disk {
         if Rc::ptr_eq(&self.0, &after.0) {
             return;
         }
-        let sectors = Rc::make_mut(&mut self.0);
-        for (sector, after) in sectors.iter_mut().zip(after.0.iter()) {
+        for (sector, after) in Rc::make_mut(&mut self.0).iter_mut().zip(after.0.iter()) {
             sector.values.clone_from(&after.values);
         }
-        sectors.extend(after.0.iter().skip(sectors.len()).cloned());
     }
 
     /// The first sector that holds what it must not.
@@ -145,9 +143,7 @@ impl Disk {
 
     /// Learns what a crash has left.
     fn learn(&mut self, found: &[Token], crash: Crash) {
-        let sectors = Rc::make_mut(&mut self.0);
-        sectors.truncate(found.len());
-        for (sector, token) in sectors.iter_mut().zip(found) {
+        for (sector, token) in Rc::make_mut(&mut self.0).iter_mut().zip(found) {
             match crash {
                 Crash::Power => *sector = Sector::known(*token),
                 Crash::Kill => {
@@ -169,6 +165,8 @@ pub(crate) struct Found {
     pub(crate) versions: BTreeMap<u64, Vec<Option<Vec<Token>>>>,
     /// The objects of each import.
     pub(crate) imports: BTreeMap<u64, Vec<u32>>,
+    /// The length of each deleted volume, in sectors: what it holds is seen once it is taken back.
+    pub(crate) deleted: BTreeMap<u64, usize>,
 }
 
 /// What a node must hold.
@@ -177,6 +175,7 @@ pub(crate) struct Model {
     pub(crate) disks: BTreeMap<String, Disk>,
     pub(crate) versions: BTreeMap<u64, Vec<Option<Disk>>>,
     pub(crate) imports: BTreeMap<u64, Vec<u32>>,
+    pub(crate) deleted: BTreeMap<u64, Disk>,
 }
 
 /// Names and sizes: what changes all or nothing.
@@ -185,6 +184,7 @@ struct Outline {
     disks: Vec<(String, usize)>,
     versions: Vec<(u64, Vec<Option<usize>>)>,
     imports: BTreeMap<u64, Vec<u32>>,
+    deleted: BTreeMap<u64, usize>,
 }
 
 impl Found {
@@ -194,6 +194,7 @@ impl Found {
             disks: self.disks.iter().map(|(name, tokens)| (name.clone(), tokens.len())).collect(),
             versions: self.versions.iter().map(|(number, disks)| (*number, lengths(disks))).collect(),
             imports: self.imports.clone(),
+            deleted: self.deleted.clone(),
         }
     }
 }
@@ -205,32 +206,34 @@ impl Model {
             disks: self.disks.iter().map(|(name, disk)| (name.clone(), disk.sectors())).collect(),
             versions: self.versions.iter().map(|(number, disks)| (*number, lengths(disks))).collect(),
             imports: self.imports.clone(),
+            deleted: self.deleted.iter().map(|(number, disk)| (*number, disk.sectors())).collect(),
         }
     }
 
-    /// What may be there while a step is under way that leads to `after`.
-    pub(crate) fn in_flight(&self, after: &Self) -> Self {
-        let mut model = after.clone();
-        for (name, disk) in &self.disks {
-            let mut disk = disk.clone();
-            if let Some(after) = after.disks.get(name) {
-                disk.or_in_flight(after);
+    /// What may be there, by what was found there, while a step is under way that leads to `after`: what changes names and
+    /// sizes happens as a whole, and of what does not, nothing is promised yet.
+    fn or_in_flight(&self, after: &Self, found: &Found) -> Option<Self> {
+        let outline = found.outline();
+        match (outline == self.outline(), outline == after.outline()) {
+            (false, false) => None,
+            (true, false) => Some(self.clone()),
+            (false, true) => Some(after.clone()),
+            (true, true) => {
+                let mut model = self.clone();
+                for (name, disk) in &mut model.disks {
+                    disk.or_in_flight(&after.disks[name]);
+                }
+                Some(model)
             }
-            model.disks.insert(name.clone(), disk);
         }
-        for (number, disks) in &self.versions {
-            model.versions.insert(*number, disks.clone());
-        }
-        model
     }
 
     /// Checks what a crash has left, while a step was under way that leads to `after`.
     pub(crate) fn check(&self, after: &Self, found: &Found, crash: Crash) -> Result<(), String> {
-        let outline = found.outline();
-        if outline != self.outline() && outline != after.outline() {
-            return Err(format!("there is {outline:?}\nand not {:?}\nor {:?}", self.outline(), after.outline()));
-        }
-        let model = self.in_flight(after);
+        let Some(model) = self.or_in_flight(after, found) else {
+            let (found, before, after) = (found.outline(), self.outline(), after.outline());
+            return Err(format!("there is {found:?}\nand not {before:?}\nor {after:?}"));
+        };
         for (name, tokens) in &found.disks {
             if let Some(wrong) = model.disks[name].wrong(tokens, crash) {
                 return Err(format!("volume {name}: {wrong}"));
@@ -250,8 +253,7 @@ impl Model {
 
     /// What must be there from now on, after a crash has left what was checked.
     pub(crate) fn learn(&self, after: &Self, found: &Found, crash: Crash) -> Self {
-        let mut model = self.in_flight(after);
-        model.disks.retain(|name, _| found.disks.contains_key(name));
+        let mut model = self.or_in_flight(after, found).expect("it was checked");
         for (name, disk) in &mut model.disks {
             disk.learn(&found.disks[name], crash);
         }
@@ -260,7 +262,6 @@ impl Model {
             let known = disks.iter().map(|disk| disk.as_ref().map(|tokens| Disk::known(tokens))).collect();
             model.versions.insert(*number, known);
         }
-        model.imports.clone_from(&found.imports);
         model
     }
 }

@@ -9,7 +9,7 @@ use store::{
     ChunkStore, CollectOptions, Domain, IncompleteRoots, Key, Live, LiveRoots, LiveTree, LocalOptions, LocalStore,
     NoSource,
 };
-use types::{FrozenId, Progress};
+use types::{FrozenId, Progress, VolumeId};
 use volume::{BlockDevice, Readiness, TreeBase, VolumeOptions, Volumes};
 
 use crate::model::{Found, SECTOR, Token, fill, read_token, token};
@@ -66,7 +66,18 @@ impl Rig {
         for number in self.numbers(IMPORT) {
             found.imports.insert(number, self.read_import(number)?);
         }
+        for deleted in self.volumes.deleted() {
+            let size_bytes = deleted.status().size_bytes;
+            let sectors = usize::try_from(size_bytes).expect("a small disk") / SECTOR;
+            found.deleted.insert(deleted.note().parse().expect("the note is a number"), sectors);
+        }
         Ok(found)
+    }
+
+    /// The deleted volume of a number.
+    pub(crate) fn deleted(&self, number: u64) -> VolumeId {
+        let deleted = self.volumes.deleted().into_iter().find(|deleted| deleted.note() == number.to_string());
+        deleted.expect("the deleted volume is there").id()
     }
 
     /// Collects what nothing refers to.
@@ -125,6 +136,7 @@ impl LiveRoots for Rig {
             Some(Live::Tree(LiveTree { root: root?, size_bytes, domains, chunks: true, partial: false }))
         };
         self.volumes.list().iter().filter_map(|volume| tree(volume.base())).for_each(&mut *live);
+        self.volumes.deleted().iter().filter_map(|volume| tree(volume.status().base)).for_each(&mut *live);
         for (name, _) in self.store.roots().list("frozen/") {
             let id = name["frozen/".len()..].parse().expect("an id");
             let frozen = self.volumes.frozen(id);

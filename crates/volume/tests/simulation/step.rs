@@ -4,7 +4,7 @@
 use medium::simulated::Chance;
 use store::ChunkStore;
 use types::{Name, Progress};
-use volume::{BlockDevice, Durability, VolumeError};
+use volume::{BlockDevice, Durability, RevertTo, VolumeError};
 
 use crate::model::{Disk, Model, SECTOR, Token, fill, token};
 use crate::rig::{IMPORT, Rig, VERSION, object_of, told};
@@ -13,6 +13,16 @@ const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
 /// The largest disk, in sectors: five chunks and a half.
 const MOST_SECTORS: u64 = 700;
+
+/// What is written, sector by sector.
+#[derive(Clone)]
+pub(crate) struct Tokens(pub(crate) Vec<Token>);
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} from {:x}", self.0.len(), self.0[0])
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(crate) enum Step {
@@ -23,7 +33,7 @@ pub(crate) enum Step {
     Write {
         name: String,
         first: usize,
-        tokens: Vec<Token>,
+        tokens: Tokens,
         fua: bool,
     },
     Zeroes {
@@ -72,6 +82,24 @@ pub(crate) enum Step {
     DropImport {
         number: u64,
     },
+    /// So that it can be taken back.
+    Delete {
+        name: String,
+        number: u64,
+    },
+    Restore {
+        number: u64,
+        name: String,
+    },
+    Purge {
+        number: u64,
+    },
+    Revert {
+        name: String,
+        version: u64,
+        disk: usize,
+        number: u64,
+    },
     Collect,
     Reopen,
 }
@@ -105,7 +133,8 @@ impl Step {
                 (0..disks.len()).filter(|disk| disks[*disk].is_some()).map(|disk| (*version, disk))
             })
             .collect();
-        let step = match chance.below(100) {
+        let deleted: Vec<u64> = model.deleted.keys().copied().collect();
+        let step = match chance.below(106) {
             0..2 => {
                 Self::Create { name: pick(chance, &free)?.to_owned(), sectors: index(1 + chance.below(MOST_SECTORS)) }
             }
@@ -144,6 +173,13 @@ impl Step {
             }
             96..97 => Self::DropImport { number: pick(chance, &model.imports.keys().copied().collect::<Vec<_>>())? },
             97..99 => Self::Collect,
+            99..101 => Self::Delete { name: pick(chance, &names)?, number },
+            101..103 => Self::Restore { number: pick(chance, &deleted)?, name: pick(chance, &free)?.to_owned() },
+            103..104 => Self::Purge { number: pick(chance, &deleted)? },
+            104..105 => {
+                let (version, disk) = pick(chance, &frozen)?;
+                Self::Revert { name: pick(chance, &names)?, version, disk, number }
+            }
             _ => Self::Reopen,
         };
         Some(step)
@@ -167,7 +203,7 @@ impl Step {
         let write = if chance.in_256(40) { 1 + chance.below(3) } else { 16 + number };
         let (compresses, equal) = (chance.in_256(128), chance.in_256(40));
         let sector = |sector: usize| token(write, if equal { 0 } else { sector as u64 }, compresses);
-        let tokens = (first..first + length).map(sector).collect();
+        let tokens = Tokens((first..first + length).map(sector).collect());
         Self::Write { name: name.to_owned(), first, tokens, fua: chance.in_256(40) }
     }
 
@@ -201,7 +237,7 @@ impl Step {
             Self::Write { name, first, tokens, fua } => {
                 // Where the next process may find that the volume was removed, there is nothing to enter.
                 let disk = model.disks.get_mut(name);
-                disk.into_iter().for_each(|disk| disk.write(*first, tokens, acknowledged, *fua));
+                disk.into_iter().for_each(|disk| disk.write(*first, &tokens.0, acknowledged, *fua));
             }
             Self::Zeroes { name, first, sectors, fua, .. } => {
                 let disk = model.disks.get_mut(name);
@@ -228,6 +264,20 @@ impl Step {
             Self::Grow { name, sectors } => model.disks.get_mut(name).expect("chosen from the model").grow(*sectors),
             Self::Import { number, objects, .. } => drop(model.imports.insert(*number, objects.clone())),
             Self::DropImport { number } => drop(model.imports.remove(number)),
+            Self::Delete { name, number } => {
+                let disk = model.disks.remove(name).expect("chosen from the model");
+                model.deleted.insert(*number, disk.freeze());
+            }
+            Self::Restore { number, name } => {
+                let disk = model.deleted.remove(number).expect("chosen from the model");
+                model.disks.insert(name.clone(), disk);
+            }
+            Self::Purge { number } => drop(model.deleted.remove(number)),
+            Self::Revert { name, version, disk, number } => {
+                let frozen = model.versions[version][*disk].clone().expect("chosen from the model");
+                let before = model.disks.insert(name.clone(), frozen).expect("chosen from the model");
+                model.deleted.insert(*number, before.freeze());
+            }
             Self::Seal { .. } | Self::Fold { .. } | Self::Collect | Self::Reopen => {}
         }
         model
@@ -251,8 +301,8 @@ impl Step {
         let done = match self {
             Self::Create { name, sectors } => rig.volumes.create(&named(name), offset(*sectors)).map(drop),
             Self::Write { name, first, tokens, fua } => {
-                let mut bytes = vec![0; tokens.len() * SECTOR];
-                bytes.chunks_mut(SECTOR).zip(tokens).for_each(|(sector, token)| fill(*token, sector));
+                let mut bytes = vec![0; tokens.0.len() * SECTOR];
+                bytes.chunks_mut(SECTOR).zip(&tokens.0).for_each(|(sector, token)| fill(*token, sector));
                 device(name).write(offset(*first), &bytes, durability(*fua)).map_err(VolumeError::from)
             }
             Self::Zeroes { name, first, sectors, fua, discard } => {
@@ -293,6 +343,13 @@ impl Step {
             Self::Collect => return rig.collect().map_err(|error| told(&error)),
             Self::DropImport { number } => {
                 rig.store.roots().apply(vec![(format!("{IMPORT}{number}"), None)]).map_err(VolumeError::from)
+            }
+            Self::Delete { name, number } => rig.volumes.delete(&named(name), *number, &number.to_string()).map(drop),
+            Self::Restore { number, name } => rig.volumes.restore(rig.deleted(*number), &named(name)).map(drop),
+            Self::Purge { number } => rig.volumes.purge(rig.deleted(*number)),
+            Self::Revert { name, version, disk, number } => {
+                let to = RevertTo::Frozen(rig.version(*version)[*disk]);
+                rig.volumes.revert(&device(name), to, *number, &number.to_string()).map(drop)
             }
             Self::Reopen => Ok(()),
         };

@@ -86,8 +86,12 @@ pub fn serving_arguments() -> Vec<OsString> {
     std::env::args_os().skip(1).filter(|argument| !how(argument)).collect()
 }
 
-/// The file that this program was started from, or what has taken its place.
+/// The file that this program was started from, or what has taken its place; also where the old one was moved aside,
+/// if this program was called by its path.
 fn program() -> std::io::Result<PathBuf> {
+    if let Some(name) = std::env::args_os().next().filter(|name| name.as_bytes().contains(&b'/')) {
+        return std::path::absolute(name);
+    }
     let mut path = std::env::current_exe()?.into_os_string().into_vec();
     if path.ends_with(DELETED) {
         path.truncate(path.len() - DELETED.len());

@@ -4,8 +4,8 @@
 #   make.sh DIR PROGRAM…
 #
 # Exit status 75: the sources cannot be fetched.
-# DIR/bin has libnbd's test programs, DIR/bin-tls those that use TLS, DIR/pki and DIR/keys.psk their certificates and keys,
-# DIR/iotests QEMU's tests of block drivers. The sources come by a list of packages of DIR's own: the system's are not touched.
+# DIR/bin has libnbd's test programs, DIR/bin-tls those that use TLS, DIR/pki their certificates, DIR/iotests QEMU's tests of
+# block drivers. The sources come by a list of packages of DIR's own: the system's are not touched.
 set -euo pipefail
 directory=$1; shift
 mkdir -p "$directory"; cd "$directory"
@@ -38,8 +38,7 @@ build() { # OUTPUT SOURCE OPTION…
 for program in "$@"; do build "bin/$program" "tests/$program.c"; done
 for program in synch-parallel aio-parallel aio-parallel-load; do
   build "bin/$program" "tests/$program.c"
-  build "bin-tls/$program-psk" "tests/$program.c" -DTLS=1
-  # libnbd has these for keys alone.
+  # libnbd has these for pre-shared keys alone.
   sed -i 's/nbd_set_tls_psk_file (nbd, "keys.psk")/nbd_set_tls_certificates (nbd, "pki")/' "source/libnbd/tests/$program.c"
   build "bin-tls/$program-certificates" "tests/$program.c" -DTLS=1
 done
@@ -47,7 +46,6 @@ interop=(-DNEEDS_TMPFILE=1 -DSERVER='"nbdkit"')
 build bin/interop interop/interop.c "${interop[@]}" -DSERVER_PARAMS='"-s", "--exit-with-parent", "file", TMPFILE'
 build bin/socket-activation interop/socket-activation.c -DSERVER='"qemu-nbd"' -DSERVER_PARAMS='"-f", "raw", "-x", "", tmpfile'
 build bin-tls/connect-certificates tests/connect-tls.c -DCERTS=1
-build bin-tls/connect-psk tests/connect-tls.c -DPSK=1
 for mode in require allow; do
   build "bin-tls/interop-certificates-$mode" interop/interop.c "${interop[@]}" -DCERTS=1 -DTLS_MODE="LIBNBD_TLS_${mode^^}" \
     -DSERVER_PARAMS='"--tls=require", "--tls-certificates=../tests/pki", "-s", "--exit-with-parent", "file", TMPFILE'
@@ -57,7 +55,6 @@ build bin-tls/interop-certificates-fallback interop/interop.c "${interop[@]}" -D
 
 # The tests look for these beside themselves, or one folder up under `tests`.
 SRCDIR=source/libnbd/tests CERTTOOL='certtool' bash source/libnbd/tests/make-pki.sh pki
-psktool -u alice -p keys.psk
-mkdir -p tests; ln -sfn ../pki tests/pki; ln -sfn ../keys.psk tests/keys.psk
-ln -sfn ../pki bin-tls/pki; ln -sfn ../keys.psk bin-tls/keys.psk
+mkdir -p tests; ln -sfn ../pki tests/pki
+ln -sfn ../pki bin-tls/pki
 mv source/qemu iotests

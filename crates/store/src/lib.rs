@@ -14,6 +14,7 @@ pub mod memory;
 pub mod nodes;
 mod pins;
 pub mod roots;
+mod scrub;
 pub mod source;
 
 use std::fmt::Debug;
@@ -27,6 +28,7 @@ pub use key::{Domain, Domains, Key, Kind};
 pub use local::{Damage, LocalOptions, LocalStore, RecoveryReport};
 pub use memory::MemoryStore;
 pub use nodes::{NodeCache, Nodes};
+pub use scrub::{ScrubError, ScrubOptions, ScrubReport, Scrubbed};
 pub use source::{ChunkSource, FetchError, NoSource, Origin, Part, Urgency, Wanted};
 
 /// A store failed.
@@ -228,6 +230,20 @@ pub trait ChunkStore: Send + Sync + Debug {
     ) -> Result<CollectReport, CollectError> {
         let _ = (roots, options, progress);
         Err(CollectError::Unsupported)
+    }
+
+    /// Reads everything again and makes what is damaged absent, so that it is fetched or stored anew. Blocking, and long.
+    ///
+    /// # Errors
+    /// See [`ScrubError`].
+    fn scrub(
+        &self,
+        options: &ScrubOptions,
+        progress: &Progress,
+        tell: &mut dyn FnMut(Scrubbed),
+    ) -> Result<ScrubReport, ScrubError> {
+        let _ = (options, progress, tell);
+        Err(ScrubError::Unsupported)
     }
 
     /// Counts how often objects may have ceased to be present: who remembers that something is, asks again when this

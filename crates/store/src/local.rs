@@ -28,6 +28,7 @@ mod pending;
 mod recovery;
 mod roots_log;
 mod scan;
+mod scrubbing;
 mod writer;
 
 use std::fmt;
@@ -50,7 +51,8 @@ use self::recovery::IndexPlace;
 use self::roots_log::RootsLog;
 use crate::{
     ChunkStore, CollectError, CollectOptions, CollectReport, Domain, Domains, Hold, Key, Kind, LiveRoots, Put,
-    RootChange, Roots, StoreError, StoreStatistics, checked_plain, copy_part,
+    RootChange, Roots, ScrubError, ScrubOptions, ScrubReport, Scrubbed, StoreError, StoreStatistics, checked_plain,
+    copy_part,
 };
 
 pub use self::recovery::{Damage, RecoveryReport};
@@ -182,6 +184,12 @@ impl LocalStore {
         Ok(Some(loaded))
     }
 
+    /// Lets go of copies of what is not present any more.
+    fn forget(&self, key: &Key) {
+        self.cache.remove(key);
+        self.hot.forget(key);
+    }
+
     fn remember(&self, key: &Key, domain: Domain, plain: &Bytes) {
         if !self.cache.peek(key).is_some_and(|cached| cached.domains.contains(&domain)) {
             self.cache.insert(*key, Cached { plain: plain.clone(), domains: [domain].into() });
@@ -308,10 +316,16 @@ impl ChunkStore for LocalStore {
         options: &CollectOptions,
         progress: &Progress,
     ) -> Result<CollectReport, CollectError> {
-        self.core.collect(roots, options, progress, &|key| {
-            self.cache.remove(key);
-            self.hot.forget(key);
-        })
+        self.core.collect(roots, options, progress, &|key| self.forget(key))
+    }
+
+    fn scrub(
+        &self,
+        options: &ScrubOptions,
+        progress: &Progress,
+        tell: &mut dyn FnMut(Scrubbed),
+    ) -> Result<ScrubReport, ScrubError> {
+        self.core.scrub(options, progress, &|key| self.forget(key), tell)
     }
 
     fn removals(&self) -> u64 {

@@ -336,7 +336,7 @@ impl Collection<'_> {
                 core.remove_entries(&mut committed, victim.number, dead)?;
             }
         }
-        core.with_index(|index| index.persist()).map_err(index_error(&core.directory.path))?;
+        core.persist_index()?;
         for victim in step {
             self.report.damaged_packs += u64::from(victim.damaged);
             if victim.damaged || !victim.emptied {
@@ -404,8 +404,18 @@ impl Core {
         }
     }
 
+    /// Makes what left the index leave it durably.
+    pub(crate) fn persist_index(&self) -> Result<(), StoreError> {
+        self.with_index(|index| index.persist()).map_err(index_error(&self.directory.path))
+    }
+
     /// Takes dead objects out of the index that still lie in a pack. The committer's lock is held.
-    fn remove_entries(&self, committed: &mut Committed, number: u32, dead: &[(Key, u32)]) -> Result<(), StoreError> {
+    pub(crate) fn remove_entries(
+        &self,
+        committed: &mut Committed,
+        number: u32,
+        dead: &[(Key, u32)],
+    ) -> Result<(), StoreError> {
         let failed = || index_error(&self.directory.path);
         // Nobody puts one of them meanwhile.
         let _writer = self.lock_writer();
@@ -429,7 +439,7 @@ impl Core {
 }
 
 /// The records of a pack by place; `None` where something between them is damaged.
-fn records(pack: &Pack, end: u64) -> Result<Option<Vec<FooterEntry>>, StoreError> {
+pub(crate) fn records(pack: &Pack, end: u64) -> Result<Option<Vec<FooterEntry>>, StoreError> {
     if let Some(entries) = pack.footer()? {
         return Ok(Some(entries));
     }

@@ -168,10 +168,21 @@ impl Core {
                 Err(error) => {
                     let now = self.find(key)?;
                     if now.is_some_and(|now| (now.pack, now.place) == (entry.pack, entry.place)) {
+                        self.make_absent(key, &entry, &error);
                         return Err(error);
                     }
                 }
             }
+        }
+    }
+
+    /// Puts an object that a read has found damaged in quarantine: who reads it next sees that it is not here, and may
+    /// have it from elsewhere.
+    fn make_absent(&self, key: &Key, entry: &Entry, error: &StoreError) {
+        if matches!(error, StoreError::Damaged { .. })
+            && let Err(error) = self.quarantine(key, (entry.pack, entry.place))
+        {
+            tracing::warn!(%error, %key, "a damaged object could not be made absent");
         }
     }
 

@@ -99,6 +99,7 @@ pub(crate) fn describe(task: &Task) -> String {
         TaskKind::Seal => "seal",
         TaskKind::Hydrate => "hydrate",
         TaskKind::Collect => "collect",
+        TaskKind::Scrub => "scrub",
     };
     format!("{verb} {}", task.subject)
 }
@@ -112,7 +113,7 @@ pub(crate) fn sentence(task: &Task) -> String {
         TaskKind::Import => format!("imported {result} ({took})"),
         TaskKind::Materialize => format!("wrote {result} ({took})"),
         TaskKind::Seal => format!("sealed {}: {moved} stored ({took})", task.subject),
-        TaskKind::Collect => format!("{result} ({took})"),
+        TaskKind::Collect | TaskKind::Scrub => format!("{result} ({took})"),
         TaskKind::Hydrate => format!("hydrated {}: {moved} received ({took})", task.subject),
     }
 }
@@ -122,6 +123,7 @@ pub(crate) fn extent(task: &Task) -> String {
     let moved = match task.kind {
         TaskKind::Import | TaskKind::Seal => format!("{} stored", size(task.moved_bytes)),
         TaskKind::Collect => format!("{} written anew", size(task.moved_bytes)),
+        TaskKind::Scrub => format!("{} read", size(task.done_bytes)),
         TaskKind::Materialize => format!("{} written", size(task.moved_bytes)),
         TaskKind::Hydrate => format!("{} received", size(task.moved_bytes)),
     };

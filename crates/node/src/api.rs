@@ -25,8 +25,8 @@
 //! | `GET /v1/attachments`, `POST`, `DELETE …/{target}` | [`AttachRequest`] | [`Attachment`] |
 //! | `GET /v1/tasks`, `GET …/{id}[?wait_ms=N]`, `POST …/{id}/cancel` | | [`Task`] |
 //! | `GET /v1/logins`, `POST` | [`LoginRequest`] | [`Login`] |
-//! | `POST /v1/store/collections` | [`CollectRequest`] | [`Task`] |
 //! | `POST /v1/restart` | | [`Restart`] |
+//! | `POST /v1/store/collections`, `/v1/store/scrubs` | [`CollectRequest`], [`ScrubRequest`] | [`Task`] |
 //! | `GET /v1/openapi.json`, `GET /v1/health`, `GET /metrics` | | |
 //!
 //! `DELETE /v1/volumes/{volume}` keeps the volume for a while, unless `?now=true`; a `{deleted}` one is named by its id,
@@ -61,7 +61,7 @@ pub use snapshot::{
     SourceSpec, TakeSnapshotRequest, TargetSpec,
 };
 pub use status::{NodeStatus, Restart, StoreStatus, SwarmStatus};
-pub use store::{CollectRequest, CollectionStatus};
+pub use store::{CollectRequest, CollectionStatus, ScrubRequest, ScrubStatus};
 pub use task::{Task, TaskKind, TaskState};
 pub use volume::{
     CreateVolumeRequest, DeletedVolume, Missing, ResizeRequest, RestoreRequest, RevertRequest, Reverted, Volume,

@@ -24,6 +24,7 @@ mod record;
 mod resolve;
 mod restart;
 mod routes;
+mod scrub;
 mod serve;
 mod snapshots;
 mod systemd;

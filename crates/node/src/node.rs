@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use types::SnapshotId;
 use volume::{VolumeOptions, Volumes};
 
-use crate::api::{ApiError, CollectionStatus, TaskKind};
+use crate::api::{ApiError, CollectionStatus, ScrubStatus, TaskKind};
 use crate::attachments::Attachments;
 use crate::buckets::Buckets;
 use crate::catalog::Catalog;
@@ -45,6 +45,8 @@ pub struct NodeOptions {
     pub keep_deleted: Duration,
     /// How often the store is collected without being asked; never where nothing is given.
     pub collect_every: Option<Duration>,
+    /// How often everything is read again without being asked; never where nothing is given.
+    pub scrub_every: Option<Duration>,
     /// How long to wait for a manifest that is not here before saying so.
     pub manifest_timeout: Duration,
     /// The sockets that the process was started with.
@@ -62,6 +64,7 @@ impl NodeOptions {
             hot_bytes: LocalOptions::default().hot_bytes,
             keep_deleted: Duration::from_hours(7 * 24),
             collect_every: Some(Duration::from_hours(24)),
+            scrub_every: Some(Duration::from_hours(30 * 24)),
             manifest_timeout: Duration::from_secs(20),
             passed: PassedSockets::default(),
         }
@@ -88,6 +91,8 @@ pub(crate) struct Node {
     pub(crate) complete: Mutex<BTreeSet<SnapshotId>>,
     /// What the last collection found.
     pub(crate) collection: Mutex<Option<CollectionStatus>>,
+    /// What scrubs found since the node started.
+    pub(crate) scrubbed: Mutex<ScrubStatus>,
     /// Woken when this node's addresses, or what it offers, have changed.
     pub(crate) moved: Arc<Notify>,
     pub(crate) stopping: CancellationToken,
@@ -154,6 +159,7 @@ impl Node {
             successor: Mutex::default(),
             complete: Mutex::default(),
             collection: Mutex::default(),
+            scrubbed: Mutex::default(),
             moved,
             stopping,
             background: TaskTracker::new(),
@@ -181,6 +187,7 @@ impl Node {
             match task.kind {
                 TaskKind::Hydrate => self.resume_hydration(task),
                 TaskKind::Collect => self.resume_collection(task),
+                TaskKind::Scrub => self.resume_scrub(task),
                 // A seal begins anew below, from the record of its version.
                 TaskKind::Import | TaskKind::Materialize | TaskKind::Seal => self.tasks.interrupted(task).await?,
             }
@@ -197,6 +204,7 @@ impl Node {
         self.spawn_caretaker();
         self.spawn_announcer();
         self.spawn_collector();
+        self.spawn_scrubber();
         Ok(())
     }
 

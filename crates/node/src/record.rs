@@ -1,7 +1,7 @@
 //! The node's root records: what it must know after any crash, in deterministic CBOR.
 //!
 //! They are records of the store, durable before anything is acknowledged. The catalog is derived from them. Their
-//! names: `bucket/ID`, `snapshot/BUCKET/OBJECT/VERSION`, `attachment/TARGET`, `domain/OWNER`.
+//! names: `bucket/ID`, `snapshot/BUCKET/OBJECT/VERSION`, `attachment/TARGET`, `domain/OWNER`, `scrub/position`.
 
 use format::{CanonicalError, from_canonical, to_canonical};
 use minicbor::{Decode, Encode};
@@ -163,6 +163,18 @@ pub(crate) struct DomainRecord {
     pub(crate) number: u32,
 }
 
+/// How far the scrub is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ScrubRecord {
+    /// The pack up to which everything was read; 0 where none is under way.
+    #[n(0)]
+    pub(crate) after: u32,
+    /// When the last one ended.
+    #[n(1)]
+    pub(crate) ended_ms: u64,
+}
+
+impl Record for ScrubRecord {}
 impl Record for BucketRecord {}
 impl Record for SnapshotRecord {}
 impl Record for AttachmentRecord {}

@@ -56,6 +56,7 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         snapshots::hydrate,
         snapshots::clone,
         store::collect,
+        store::scrub,
         tasks::list,
         tasks::show,
         tasks::cancel,
@@ -117,6 +118,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/attachments", get(attachments::list).post(attachments::create))
         .route("/v1/attachments/{target}", axum::routing::delete(attachments::remove))
         .route("/v1/store/collections", post(store::collect))
+        .route("/v1/store/scrubs", post(store::scrub))
         .route("/v1/tasks", get(tasks::list))
         .route("/v1/tasks/{id}", get(tasks::show))
         .route("/v1/tasks/{id}/cancel", post(tasks::cancel))

@@ -173,6 +173,11 @@ impl Tasks {
         Ok(tasks)
     }
 
+    /// Whether one of a kind runs.
+    pub(crate) fn is_running(&self, kind: TaskKind) -> bool {
+        self.lock().values().any(|running| running.task.kind == kind)
+    }
+
     /// How many run.
     pub(crate) fn running(&self) -> usize {
         self.lock().len()

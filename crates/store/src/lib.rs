@@ -246,6 +246,11 @@ pub trait ChunkStore: Send + Sync + Debug {
         Err(ScrubError::Unsupported)
     }
 
+    /// Objects that were found damaged, the first thousand, whether they are present again or not.
+    fn quarantined(&self) -> Vec<Key> {
+        Vec::new()
+    }
+
     /// Counts how often objects may have ceased to be present: who remembers that something is, asks again when this
     /// has changed.
     fn removals(&self) -> u64 {

@@ -328,6 +328,10 @@ impl ChunkStore for LocalStore {
         self.core.scrub(options, progress, &|key| self.forget(key), tell)
     }
 
+    fn quarantined(&self) -> Vec<Key> {
+        self.core.quarantined()
+    }
+
     fn removals(&self) -> u64 {
         self.core.removals.load(Ordering::Acquire)
     }

@@ -63,6 +63,8 @@ fn damage_is_found_told_and_healed_by_storing_it_again() {
     }
     assert_eq!(store.statistics().unwrap().objects, 38);
     assert_eq!(fs::read_dir(directory.path().join("damaged")).unwrap().count(), 2);
+    assert_eq!(store.quarantined().len(), 2);
+    assert!(store.quarantined().contains(&chunk_key(&plain(damaged[0]))));
     // The packs are not touched, so a rebuilt index finds it again; what was stored anew counts.
     assert!(store.put(&chunk_key(&plain(damaged[0])), Domain::OWN, &plain(damaged[0])).unwrap().new);
     store.commit().unwrap();

@@ -12,7 +12,7 @@ use format::tree::{self, AbsentNode, TreeError};
 use format::{NodeError, Shape};
 use medium::Medium;
 use store::{ChunkSource, ChunkStore, NodeCache, Nodes, StoreError};
-use types::{CHUNK_BYTES, SECTOR_BYTES};
+use types::{CHUNK_BYTES, ChunkId, SECTOR_BYTES};
 
 use crate::base::{Absent, CHUNK, TreeBase};
 use crate::device::DeviceError;
@@ -181,7 +181,7 @@ impl Stack {
 
     /// Reads part of the tree's chunk at an index, or returns what is absent.
     fn read_chunk(&self, index: u64, within: usize, part: &mut [u8]) -> Result<Option<Absent>, DeviceError> {
-        let id = match tree::lookup(&self.nodes, self.shape, self.base.root, index) {
+        let id = match self.look_up(index) {
             Ok(None) => {
                 part.fill(0);
                 return Ok(None);
@@ -189,10 +189,23 @@ impl Stack {
             Ok(Some(id)) => id,
             Err(error) => return absent_node(error).map(|node| Some(Absent::Node(node.position, node.id))),
         };
-        match self.context.store.read_at(&id.into(), &self.base.domains, within, part)? {
-            Some(CHUNK_BYTES) => Ok(None),
-            Some(_) => Err(DeviceError::Tree(NodeError::NotCanonical)),
-            None => Ok(Some(Absent::Chunk(index, id))),
+        match self.context.store.read_at(&id.into(), &self.base.domains, within, part) {
+            Ok(Some(CHUNK_BYTES)) => Ok(None),
+            Ok(Some(_)) => Err(DeviceError::Tree(NodeError::NotCanonical)),
+            Ok(None) => Ok(Some(Absent::Chunk(index, id))),
+            // The store has made it absent, and the origin may have it.
+            Err(StoreError::Damaged { .. }) if self.base.origin.is_some() => Ok(Some(Absent::Chunk(index, id))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Finds the chunk at an index. A damaged node is looked for once more: the store has made it absent, and the origin
+    /// may have it.
+    fn look_up(&self, index: u64) -> Result<Option<ChunkId>, TreeError<StoreError>> {
+        let once = || tree::lookup(&self.nodes, self.shape, self.base.root, index);
+        match once() {
+            Err(TreeError::Read(StoreError::Damaged { .. })) if self.base.origin.is_some() => once(),
+            found => found,
         }
     }
 

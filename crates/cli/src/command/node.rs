@@ -87,6 +87,9 @@ struct Serve {
     /// Go on with the connections at standard input, which were handed over in vain
     #[arg(long, hide = true, value_name = "WHY", conflicts_with = "take_over")]
     taken_back: Option<String>,
+    /// How often everything that is stored is read again, to find damage; 0s for never
+    #[arg(long, default_value = "30d", value_name = "TIME", value_parser = milliseconds)]
+    scrub_every: u64,
     #[command(flatten)]
     logging: Logging,
 }
@@ -136,12 +139,14 @@ fn run_node(context: &Context, serve: Serve) -> Outcome {
     let keep_deleted = Duration::from_millis(serve.keep_deleted);
     let passed = PassedSockets::from_environment().map_err(|error| Failure::of_service(&error.into()))?;
     let collect_every = Some(Duration::from_millis(serve.collect_every)).filter(|every| !every.is_zero());
+    let scrub_every = Some(Duration::from_millis(serve.scrub_every)).filter(|every| !every.is_zero());
     let options = NodeOptions {
         bind: serve.bind,
         cache_bytes,
         hot_bytes,
         keep_deleted,
         collect_every,
+        scrub_every,
         passed,
         ..NodeOptions::new(&directory)
     };

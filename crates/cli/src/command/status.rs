@@ -85,6 +85,7 @@ mod tests {
                 stored_bytes: 1024,
                 allocated_bytes: 4096,
                 collection: None,
+                scrub: node::api::ScrubStatus::default(),
             },
             swarm: SwarmStatus { bad_chunks: 2, ..SwarmStatus::default() },
             memory_bytes: 50 << 20,

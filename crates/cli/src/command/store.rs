@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use ::store::{LocalStore, RecoveryReport, StoreError};
 use clap::Subcommand;
-use node::api::{ApiError, CollectRequest, CollectionStatus, ErrorCode};
+use node::api::{ApiError, CollectRequest, CollectionStatus, ErrorCode, ScrubRequest};
 use serde_json::{Value, json};
 use types::ByteSize;
 
@@ -53,6 +53,20 @@ enum Verb {
         #[command(flatten)]
         detach: Detach,
     },
+    /// Read everything again, and fetch what is damaged from peers
+    ///
+    /// What is damaged is absent from then on, and its bytes are kept in damaged/ in the store's directory. A scrub that
+    /// was cancelled goes on where it was. A node does it by itself every month, slowly.
+    #[command(after_long_help = "Examples:
+  brant store scrub
+  brant store scrub --rate 50MiB --detach")]
+    Scrub {
+        /// How much may be read per second
+        #[arg(long, value_name = "SIZE")]
+        rate: Option<ByteSize>,
+        #[command(flatten)]
+        detach: Detach,
+    },
     /// Build the chunk index anew from the packs, with the node stopped
     ///
     /// Every record of every pack is checked meanwhile; what is damaged is named, and counts as absent from then on.
@@ -84,6 +98,11 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
             let rate_bytes_per_second = rate.map(|rate| rate.0);
             let request = CollectRequest { rate_bytes_per_second, dry_run, grace_ms: grace };
             let task = context.client.collect(&request).await?;
+            wait::finish(context, task, detach).await
+        }
+        Verb::Scrub { rate, detach } => {
+            let request = ScrubRequest { rate_bytes_per_second: rate.map(|rate| rate.0) };
+            let task = context.client.scrub(&request).await?;
             wait::finish(context, task, detach).await
         }
         Verb::RebuildIndex { dir } => {

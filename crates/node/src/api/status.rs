@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::bucket::Login;
-use super::store::CollectionStatus;
+use super::store::{CollectionStatus, ScrubStatus};
 
 /// The node as a whole.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -64,6 +64,9 @@ pub struct StoreStatus {
     /// What the last collection since the node started found.
     #[serde(default)]
     pub collection: Option<CollectionStatus>,
+    /// What scrubs found since the node started.
+    #[serde(default)]
+    pub scrub: ScrubStatus,
 }
 
 /// What was exchanged with peers since the node started.

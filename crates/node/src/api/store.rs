@@ -1,4 +1,4 @@
-//! The store: collection.
+//! The store: collection and scrub.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,6 +13,29 @@ pub struct CollectRequest {
     pub dry_run: bool,
     /// How long a retired version is kept, in milliseconds; a day where nothing is given.
     pub grace_ms: Option<u64>,
+}
+
+/// How to read everything again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(default)]
+pub struct ScrubRequest {
+    /// How many bytes may be read per second; no limit where none is given.
+    pub rate_bytes_per_second: Option<u64>,
+}
+
+/// What scrubs found since the node started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ScrubStatus {
+    /// When the last one ended; 0 where none has.
+    pub ended_ms: u64,
+    /// Bytes that were read.
+    pub read_bytes: u64,
+    /// Objects that were found damaged.
+    pub damaged: u64,
+    /// Objects that were fetched again from peers.
+    pub healed: u64,
+    /// Objects that nobody could give when it was last tried.
+    pub absent: u64,
 }
 
 /// What the last collection found.

@@ -19,6 +19,8 @@ pub enum TaskKind {
     Hydrate,
     /// Gives the room of what nothing refers to back.
     Collect,
+    /// Reads everything again, and fetches what is damaged.
+    Scrub,
 }
 
 /// How far a task has come.

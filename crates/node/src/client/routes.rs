@@ -10,7 +10,7 @@ use crate::api::{
     ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CollectRequest, CreateBucketRequest,
     CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LogEntry, Login, LoginRequest,
     MaterializeRequest, NodeStatus, Publication, PublishRequest, ResizeRequest, Restart, RestoreRequest, RevertRequest,
-    Reverted, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume,
+    Reverted, ScrubRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume,
     VolumeDetail,
 };
 
@@ -201,6 +201,11 @@ impl Client {
     /// Gives the room of what nothing refers to back.
     pub async fn collect(&self, request: &CollectRequest) -> Answer<Task> {
         self.post("/v1/store/collections", request).await
+    }
+
+    /// Reads everything again, and fetches what is damaged.
+    pub async fn scrub(&self, request: &ScrubRequest) -> Answer<Task> {
+        self.post("/v1/store/scrubs", request).await
     }
 
     /// Lists the tasks.

@@ -36,6 +36,7 @@ pub(super) async fn status(State(node): State<Arc<Node>>) -> Reply<NodeStatus> {
             plain_bytes: statistics.plain_bytes,
             stored_bytes: statistics.stored_bytes,
             allocated_bytes: statistics.allocated_bytes,
+            scrub: *node.scrubbed.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
             collection: *node.collection.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
         },
         swarm: SwarmStatus {
@@ -76,6 +77,15 @@ pub(super) async fn metrics(state: State<Arc<Node>>) -> Result<impl IntoResponse
         ("brant_store_objects", "gauge", "Chunks, tree nodes and manifests in the store.", status.store.objects),
         ("brant_store_stored_bytes", "gauge", "Their length as stored.", status.store.stored_bytes),
         ("brant_store_allocated_bytes", "gauge", "What the store takes on disk.", status.store.allocated_bytes),
+        ("brant_store_scrubbed_bytes_total", "counter", "Bytes that scrubs have read.", status.store.scrub.read_bytes),
+        (
+            "brant_store_damaged_objects_total",
+            "counter",
+            "Objects that scrubs found damaged.",
+            status.store.scrub.damaged,
+        ),
+        ("brant_store_healed_objects_total", "counter", "Objects fetched again from peers.", status.store.scrub.healed),
+        ("brant_store_unhealed_objects", "gauge", "Damaged objects that nobody could give.", status.store.scrub.absent),
         ("brant_volumes", "gauge", "Volumes.", status.volumes),
         ("brant_buckets", "gauge", "Buckets.", status.buckets),
         ("brant_tasks_running", "gauge", "Tasks that run.", status.running_tasks),

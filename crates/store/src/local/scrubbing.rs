@@ -15,7 +15,7 @@ use super::disk::{create_directory, failed};
 use super::index::Entry;
 use super::pack::{Pack, checked_content, list_packs};
 use super::scan::key_of;
-use crate::{Key, ScrubError, ScrubOptions, ScrubReport, Scrubbed, StoreError};
+use crate::{Key, Kind, ScrubError, ScrubOptions, ScrubReport, Scrubbed, StoreError};
 
 /// Where the bytes of damaged objects are kept, in the store's directory.
 const ASIDE: &str = "damaged";
@@ -105,10 +105,23 @@ impl Core {
         Ok(true)
     }
 
+    /// What was put in quarantine and whose bytes are kept aside, present again or not.
+    pub(crate) fn quarantined(&self) -> Vec<Key> {
+        let names = self.packs.medium.list(&self.directory.path.join(ASIDE)).unwrap_or_default();
+        let key = |name: &std::ffi::OsString| {
+            let mut parts = name.to_str()?.split('-');
+            let kind = Kind::from_byte(parts.next()?.parse().ok()?)?;
+            let types::ChunkId(hash) = parts.next()?.parse().ok()?;
+            Some(Key { kind, hash })
+        };
+        let keys: std::collections::BTreeSet<Key> = names.iter().filter_map(key).collect();
+        keys.into_iter().collect()
+    }
+
     /// Keeps the bytes of a damaged record in a file of their own, where that is possible.
     fn keep_aside(&self, key: &Key, pack: &Pack, entry: &Entry) {
         let directory = self.directory.path.join(ASIDE);
-        let name = format!("{}-{:08}-{}", types::ChunkId(key.hash), entry.pack, entry.place);
+        let name = format!("{}-{}-{:08}-{}", key.kind as u8, types::ChunkId(key.hash), entry.pack, entry.place);
         let keep = |directory: &Path| -> Result<(), StoreError> {
             create_directory(&*self.packs.medium, directory)?;
             let there = self.packs.medium.list(directory).map_err(failed("list", directory))?;

@@ -32,6 +32,10 @@ const LOOK: Duration = Duration::from_hours(1);
 /// How long one object is waited for.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// How often, and how far apart, what is said to have come and is not here is asked for again.
+const MOST_IDLE: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(250);
+
 /// How many objects are asked for at once.
 const AT_ONCE: usize = 32;
 
@@ -153,20 +157,31 @@ impl Node {
     async fn heal_tree(self: &Arc<Self>, base: &TreeBase, keys: &Arc<BTreeSet<Key>>) -> Result<u64, ApiError> {
         let Some(origin) = base.origin else { return Ok(0) };
         let mut healed = 0;
-        loop {
-            let wanted = self.wanted(base, keys).await?;
+        let mut idle = 0;
+        let mut wanted = self.wanted(base, keys).await?;
+        while !wanted.is_empty() {
+            let before = wanted.clone();
             let fetches = wanted.into_iter().map(|(part, key)| {
                 let (domains, urgency) = (base.domains.clone(), Urgency::Lazy);
                 let fetch = self.swarm.fetch(Wanted { origin, part, key, domains, urgency });
                 async move { matches!(tokio::time::timeout(PATIENCE, fetch).await, Ok(Ok(()))) }
             });
             let came: Vec<bool> = futures_util::stream::iter(fetches).buffer_unordered(AT_ONCE).collect().await;
-            let came = came.into_iter().filter(|came| *came).count() as u64;
-            healed += came;
-            if came == 0 {
-                return Ok(healed);
+            wanted = self.wanted(base, keys).await?;
+            let here = before.iter().filter(|part| !wanted.contains(part)).count();
+            healed += here as u64;
+            if here > 0 {
+                idle = 0;
+                continue;
             }
+            idle += 1;
+            if idle > MOST_IDLE || !came.contains(&true) {
+                break;
+            }
+            // The swarm takes what has come a moment ago for present without looking.
+            tokio::time::sleep(PAUSE).await;
         }
+        Ok(healed)
     }
 
     /// Which of some objects a tree lacks, and where they stand in it.

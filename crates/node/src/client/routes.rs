@@ -10,8 +10,8 @@ use crate::api::{
     ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CollectRequest, CreateBucketRequest,
     CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LogEntry, Login, LoginRequest,
     MaterializeRequest, NodeStatus, Publication, PublishRequest, ResizeRequest, Restart, RestoreRequest, RevertRequest,
-    Reverted, ScrubRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume,
-    VolumeDetail,
+    Reverted, ScrubRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task,
+    Volume, VolumeDetail,
 };
 
 /// A fallible answer of the node; every method fails as [`Client::get`] does.

@@ -154,7 +154,7 @@ impl History {
 #[test]
 fn no_cut_at_any_step_loses_what_was_durable() {
     let (mut moments, mut recoveries) = (0, 0);
-    for seed in seeds::seeds(24, 3000) {
+    for seed in seeds::seeds(20, 1500) {
         let mut history = History::new(seed).unwrap();
         if let Err(what) = history.run() {
             panic!("seed {seed}, {what}\n{}", seeds::repeat(seed, "power_cuts"));

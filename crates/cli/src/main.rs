@@ -12,6 +12,7 @@ mod arguments;
 mod command;
 mod context;
 mod failure;
+mod moment;
 mod output;
 mod wait;
 

@@ -23,6 +23,7 @@ mod passed;
 mod record;
 mod resolve;
 mod restart;
+mod rewind;
 mod routes;
 mod scrub;
 mod serve;

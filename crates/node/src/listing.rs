@@ -148,6 +148,12 @@ impl Node {
             journal_bytes: status.journal_bytes,
             own_journal_bytes: self.volumes.own_journal_bytes(volume.id()),
             journal_limit_bytes: volume.journal_limit_bytes(),
+            rewind: volume.window().map(|window| api::Rewind {
+                for_ms: window.protection.for_ms,
+                space_bytes: window.protection.space_bytes,
+                from_ms: window.from_ms,
+                bytes: window.bytes,
+            }),
             clients: self.attachments.find(name).map_or(0, |attachment| attachment.connections),
             layers: status.layers as u64,
             root: status.base.root.map(|root| root.to_string()),

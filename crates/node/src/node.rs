@@ -226,6 +226,7 @@ impl Node {
                     }
                 }
                 node.expire_deleted().await;
+                node.expire_history().await;
                 node.fold_volumes().await;
             }
         });

@@ -177,6 +177,11 @@ impl Node {
 
     /// Makes a volume that begins as a disk of a snapshot.
     pub(crate) async fn clone_snapshot(self: &Arc<Self>, request: api::CloneRequest) -> Result<Arc<Volume>, ApiError> {
+        if let Some((source, moment)) = request.snapshot.split_once('@')
+            && !source.contains('/')
+        {
+            return self.clone_moment(source, moment, request.volume).await;
+        }
         let resolved = self.resolve(&request.snapshot)?;
         let content = self.disk(&resolved, request.disk.as_deref()).await?;
         let (node, name) = (Arc::clone(self), request.volume);

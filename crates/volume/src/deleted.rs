@@ -9,6 +9,7 @@ use types::{Name, VolumeId};
 
 use crate::difference::DiskState;
 use crate::error::VolumeError;
+use crate::history::freed_layers;
 use crate::records::{self, DeletedRecord};
 use crate::stack::Stack;
 use crate::volume::{Volume, VolumeStatus};
@@ -123,6 +124,7 @@ impl Volumes {
         };
         let volume = Volume::new(id, name.clone(), Stack::clone(&deleted.cell.stack()), open, next_sequence);
         self.context.store.roots().apply(vec![volume.record(&volume.cell.stack())])?;
+        *volume.history.lock() = deleted.history.lock().take();
         let mut registry = self.registry.write();
         registry.deleted.remove(&id);
         registry.volumes.insert(name.clone(), volume.clone());
@@ -160,7 +162,10 @@ impl Volumes {
     #[must_use]
     pub fn own_journal_bytes(&self, id: VolumeId) -> u64 {
         let registry = self.registry.read();
-        let kept = registry.referenced(|owner, stack| (owner != Owner::Volume(id)).then_some(stack));
+        let kept = registry.referenced(|owner, stack| match owner {
+            Owner::Volume(other) | Owner::History(other, _) if other == id => None,
+            _ => Some(stack),
+        });
         let stack = registry.all_volumes().find(|volume| volume.id() == id).map(|volume| volume.cell.stack());
         let own = stack.map(|stack| unreferenced(&stack.layers, &kept)).unwrap_or_default();
         own.iter().filter(|layer| !layer.journal.is_empty()).map(|layer| layer.journal.tail()).sum()
@@ -172,9 +177,21 @@ impl Volumes {
 
     /// Deletes a volume for good.
     pub(crate) fn erase(&self, _: &MutexGuard<'_, ()>, volume: &Volume) -> Result<(), VolumeError> {
-        let kept = self.referenced_without(Owner::Volume(volume.id()));
-        let freed = unreferenced(&volume.cell.stack().layers, &kept);
+        let id = volume.id();
+        let kept = self.registry.read().referenced(|owner, stack| match owner {
+            Owner::Volume(other) | Owner::History(other, _) if other == id => None,
+            _ => Some(stack),
+        });
+        let mut freed = unreferenced(&volume.cell.stack().layers, &kept);
+        let entries = volume.entries();
+        for layer in freed_layers(entries.iter().map(|(_, entry)| entry), &kept) {
+            if !freed.iter().any(|known| known.id() == layer.id()) {
+                freed.push(layer);
+            }
+        }
         let mut changes = vec![(records::volume_name(volume.id()), None)];
+        changes.push((records::protection_name(volume.id()), None));
+        changes.extend(entries.iter().map(|(number, _)| (records::history_name(volume.id(), *number), None)));
         changes.extend(freed.iter().map(|layer| (records::layer_name(layer.id()), None)));
         self.context.store.roots().apply(changes)?;
         volume.close();

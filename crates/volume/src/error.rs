@@ -23,6 +23,17 @@ pub enum VolumeError {
     /// There is no such deleted volume: it was taken back, or is gone for good.
     #[error("there is no deleted volume {0}")]
     UnknownDeleted(VolumeId),
+    /// Nothing is kept of the volume's past.
+    #[error("nothing is kept of the past of volume {0}")]
+    NotProtected(Name),
+    /// A moment of which nothing is kept.
+    #[error("that moment is not kept")]
+    OutsideWindow {
+        /// The earliest that is, in milliseconds since 1970.
+        from_ms: u64,
+        /// The latest.
+        to_ms: u64,
+    },
     /// A disk cannot have this size.
     #[error("a disk cannot have {0} bytes: it has whole sectors of 512 bytes, at least one, and at most 64 TiB")]
     Size(u64),

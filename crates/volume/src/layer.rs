@@ -16,7 +16,7 @@ use crate::extent_map::{ExtentMap, Place, Run};
 use crate::journal::{FIRST_RECORD, Journal};
 use crate::locks::RwLock;
 use crate::records::{JournalEnd, LayerRecord, VERSION};
-use crate::replay::{Replay, replay};
+use crate::replay::{Replay, Visit, replay, scan};
 
 /// A journal and the map of what in it counts.
 #[derive(Debug)]
@@ -109,6 +109,23 @@ impl Layer {
 
     pub(crate) fn id(&self) -> LayerId {
         self.journal.layer()
+    }
+
+    /// Calls `visit` with each record that counts, in the order of writing, and the place of its data, until it says stop.
+    ///
+    /// # Errors
+    /// A journal that is damaged or cannot be read.
+    pub(crate) fn each_record(&self, visit: &mut Visit<'_>) -> Result<(), VolumeError> {
+        let path = || self.journal.path().to_owned();
+        if self.damaged {
+            return Err(VolumeError::Damaged { path: path() });
+        }
+        let Some(file) = self.journal.file() else { return Ok(()) };
+        scan(file, self.journal.keys(), self.id(), visit).map(drop).map_err(|source| VolumeError::Io {
+            operation: "read",
+            path: path(),
+            source,
+        })
     }
 
     pub(crate) fn secret(&self) -> Secret {

@@ -6,12 +6,14 @@
 //! nothing of peers, buckets or transports.
 
 mod base;
+mod clock;
 mod deleted;
 pub mod device;
 mod difference;
 mod error;
 mod extent_map;
 mod frozen;
+mod history;
 mod inspect;
 mod journal;
 mod layer;
@@ -31,11 +33,13 @@ mod volumes;
 mod workers;
 
 pub use base::{Missing, TreeBase};
+pub use clock::Clock;
 pub use deleted::Deleted;
 pub use device::{BlockDevice, DeviceError, Durability, Extent, ExtentKind, Readiness};
 pub use difference::{Changed, ChangedKind, Changes, DiskState};
 pub use error::VolumeError;
 pub use frozen::{Frozen, TreeView};
+pub use history::{Protection, Window};
 pub use live::live_trees;
 pub use revert::RevertTo;
 pub use sharing::Sharing;

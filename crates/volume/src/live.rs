@@ -3,10 +3,13 @@
 use store::LiveTree;
 
 use crate::error::VolumeError;
-use crate::records::{self, FROZEN_PREFIX, FrozenRecord, LAYER_PREFIX, VOLUME_PREFIX, VolumeRecord};
+use crate::records::{
+    self, FROZEN_PREFIX, FrozenRecord, HISTORY_PREFIX, HistoryRecord, LAYER_PREFIX, PROTECTION_PREFIX, VOLUME_PREFIX,
+    VolumeRecord,
+};
 
-/// The trees that a root record keeps: those of volumes, deleted ones included, and of frozen disks. `None` where the
-/// record is not of this crate.
+/// The trees that a root record keeps: those of volumes, deleted ones included, of their past, and of frozen disks.
+/// `None` where the record is not of this crate.
 ///
 /// # Errors
 /// A record that cannot be understood.
@@ -15,9 +18,12 @@ pub fn live_trees(name: &str, value: &[u8]) -> Result<Option<Vec<LiveTree>>, Vol
         records::decode::<VolumeRecord>(name, value)?.stack
     } else if name.starts_with(FROZEN_PREFIX) {
         records::decode::<FrozenRecord>(name, value)?.stack
+    } else if name.starts_with(HISTORY_PREFIX) {
+        records::decode::<HistoryRecord>(name, value)?.before
     } else {
         // A layer's data are in its journal.
-        return Ok(name.starts_with(LAYER_PREFIX).then(Vec::new));
+        let has_none = [LAYER_PREFIX, PROTECTION_PREFIX].iter().any(|prefix| name.starts_with(prefix));
+        return Ok(has_none.then(Vec::new));
     };
     let base = stack.check(name)?;
     let tree = base.root.map(|root| LiveTree {

@@ -22,6 +22,8 @@ const MAX_RECORD_BYTES: usize = 1 << 20;
 pub(crate) const VOLUME_PREFIX: &str = "volume/";
 pub(crate) const LAYER_PREFIX: &str = "layer/";
 pub(crate) const FROZEN_PREFIX: &str = "frozen/";
+pub(crate) const PROTECTION_PREFIX: &str = "protection/";
+pub(crate) const HISTORY_PREFIX: &str = "history/";
 
 pub(crate) fn volume_name(id: VolumeId) -> String {
     name(VOLUME_PREFIX, id)
@@ -33,6 +35,21 @@ pub(crate) fn layer_name(id: LayerId) -> String {
 
 pub(crate) fn frozen_name(id: FrozenId) -> String {
     name(FROZEN_PREFIX, id)
+}
+
+pub(crate) fn protection_name(id: VolumeId) -> String {
+    name(PROTECTION_PREFIX, id)
+}
+
+/// The name of the record of a layer of a volume's past; they are numbered in order.
+pub(crate) fn history_name(id: VolumeId, number: u64) -> String {
+    format!("{HISTORY_PREFIX}{id}/{number:016x}")
+}
+
+/// Whose past a record is of, and its number.
+pub(crate) fn history_of(name: &str) -> Option<(VolumeId, u64)> {
+    let (id, number) = name.strip_prefix(HISTORY_PREFIX)?.split_once('/')?;
+    Some((id.parse().ok()?, u64::from_str_radix(number, 16).ok()?))
 }
 
 fn name(prefix: &str, id: impl Display) -> String {
@@ -155,6 +172,44 @@ pub(crate) struct FrozenRecord {
     pub(crate) stack: StackRecord,
 }
 
+/// `protection/<VolumeId>`: what is written to a volume is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ProtectionRecord {
+    #[n(0)]
+    pub(crate) version: u8,
+    /// For how long, in milliseconds.
+    #[n(1)]
+    pub(crate) for_ms: u64,
+    /// The earliest moment that can be cloned, in milliseconds since 1970.
+    #[n(2)]
+    pub(crate) since_ms: u64,
+    /// In how much space at most, in bytes.
+    #[n(3)]
+    pub(crate) space_bytes: Option<u64>,
+}
+
+/// `history/<VolumeId>/<number>`: a layer of a protected volume's past.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct HistoryRecord {
+    #[n(0)]
+    pub(crate) version: u8,
+    /// The disk before it.
+    #[n(1)]
+    pub(crate) before: StackRecord,
+    /// When it began, in milliseconds since 1970.
+    #[n(2)]
+    pub(crate) from_ms: u64,
+    /// When it ended.
+    #[n(3)]
+    pub(crate) to_ms: u64,
+    /// How long its records are, in bytes.
+    #[n(4)]
+    pub(crate) bytes: u64,
+    /// The layer, with all its records; `None` where nothing was written.
+    #[n(5)]
+    pub(crate) layer: Option<LayerId>,
+}
+
 /// `layer/<id>`
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct LayerRecord {
@@ -242,18 +297,49 @@ mod tests {
         assert_eq!(decode::<VolumeRecord>("volume/x", &volume_bytes).unwrap(), volume);
         assert_eq!(decode::<FrozenRecord>("frozen/x", &frozen_bytes).unwrap(), frozen);
         assert_eq!(decode::<LayerRecord>("layer/x", &layer_bytes).unwrap(), layer);
-        let bytes = [volume_bytes, frozen_bytes, layer_bytes].concat();
-        let golden = format!("{}/golden/roots-v{version}.cbor", env!("CARGO_MANIFEST_DIR"));
+        check_golden(&format!("roots-v{version}.cbor"), &[volume_bytes, frozen_bytes, layer_bytes].concat());
+    }
+
+    fn check_golden(file: &str, bytes: &[u8]) {
+        let golden = format!("{}/golden/{file}", env!("CARGO_MANIFEST_DIR"));
         if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
-            std::fs::write(&golden, &bytes).unwrap();
+            std::fs::write(&golden, bytes).unwrap();
         }
-        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding of version {version} has changed");
+        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding has changed: {file}");
     }
 
     #[test]
     fn golden_files() {
         golden(1, None);
         golden(2, Some(DeletedRecord { at_ms: 1_763_877_012_345, note: "removed".to_owned() }));
+    }
+
+    /// The bytes of a volume's past, for ever.
+    #[test]
+    fn golden_of_history() {
+        let protection =
+            ProtectionRecord { version: 2, for_ms: 7_200_000, since_ms: 1_763_877_012_345, space_bytes: Some(1 << 30) };
+        let history = HistoryRecord {
+            version: 2,
+            before: stack(),
+            from_ms: 1_763_877_012_345,
+            to_ms: 1_763_877_013_000,
+            bytes: 4160,
+            layer: Some(LayerId([8; 16])),
+        };
+        let (protection_bytes, history_bytes) = (to_canonical(&protection), to_canonical(&history));
+        assert_eq!(decode::<ProtectionRecord>("protection/x", &protection_bytes).unwrap(), protection);
+        assert_eq!(decode::<HistoryRecord>("history/x", &history_bytes).unwrap(), history);
+        check_golden("history-v2.cbor", &[protection_bytes, history_bytes].concat());
+    }
+
+    #[test]
+    fn a_past_is_named_by_volume_and_number() {
+        let name = history_name(VolumeId([7; 16]), 300);
+        assert_eq!(history_of(&name), Some((VolumeId([7; 16]), 300)));
+        for bad in ["history/07", "history/x/1", "frozen/x", "history/07070707070707070707070707070707/zz"] {
+            assert_eq!(history_of(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -47,6 +47,11 @@ pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
         let id = records::id_of(FROZEN_PREFIX, &name)?;
         registry.frozen.insert(id, Frozen::new(id, layers.stack(&name, &record.stack)?));
     }
+    let volumes = registry.all_volumes().map(|volume| (volume.id(), volume.clone())).collect();
+    crate::history::recover(context, &volumes, &mut |name, record| {
+        let none = || VolumeError::Contradiction { name: name.to_owned(), what: "it names no layer" };
+        Ok((layers.stack(name, &record.before)?, layers.layer(name, record.layer.ok_or_else(none)?)?))
+    })?;
     layers.drop_unreferenced()?;
     Ok(registry)
 }

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::num::NonZeroU64;
+use std::ops::ControlFlow;
 
 use format::journal::{HEADER_BYTES, JournalKeys, Record, RecordError, RecordKind, check_file_header};
 use medium::File;
@@ -31,8 +32,25 @@ pub(crate) struct Replay {
     pub(crate) newer: Option<u8>,
 }
 
+/// What is done with each record that counts, and the place of its data.
+pub(crate) type Visit<'v> = dyn FnMut(&Record, u64) -> ControlFlow<()> + 'v;
+
 /// Reads a journal.
 pub(crate) fn replay(file: &dyn File, keys: &JournalKeys, layer: LayerId) -> io::Result<Replay> {
+    let mut map = ExtentMap::default();
+    let found = scan(file, keys, layer, &mut |record, data| {
+        let place = match record.kind {
+            RecordKind::Write => NonZeroU64::new(data).map_or(Place::Zero, Place::Journal),
+            RecordKind::Zero | RecordKind::Discard => Place::Zero,
+        };
+        map.insert(record.sector, record.sector + record.sectors, place);
+        ControlFlow::Continue(())
+    })?;
+    Ok(Replay { map, ..found })
+}
+
+/// Reads a journal record by record; the map stays empty.
+pub(crate) fn scan(file: &dyn File, keys: &JournalKeys, layer: LayerId, visit: &mut Visit<'_>) -> io::Result<Replay> {
     let length = file.length()?;
     let mut window = Window { file, length, start: 0, bytes: Vec::with_capacity(WINDOW_BYTES) };
     let mut replay = Replay { end: FIRST_RECORD, ..Replay::default() };
@@ -59,23 +77,14 @@ pub(crate) fn replay(file: &dyn File, keys: &JournalKeys, layer: LayerId) -> io:
             continue;
         }
         replay.torn_bytes += position - replay.end;
-        replay.enter(position, &record);
+        replay.end = position + FIRST_RECORD + record.data_bytes();
+        replay.last_sequence = Some(record.sequence);
+        if visit(&record, position + FIRST_RECORD).is_break() {
+            break;
+        }
         position = replay.end;
     }
     Ok(replay)
-}
-
-impl Replay {
-    fn enter(&mut self, position: u64, record: &Record) {
-        let data = position + FIRST_RECORD;
-        let place = match record.kind {
-            RecordKind::Write => NonZeroU64::new(data).map_or(Place::Zero, Place::Journal),
-            RecordKind::Zero | RecordKind::Discard => Place::Zero,
-        };
-        self.map.insert(record.sector, record.sector + record.sectors, place);
-        self.last_sequence = Some(record.sequence);
-        self.end = data + record.data_bytes();
-    }
 }
 
 /// A sliding window over the file.

@@ -41,7 +41,9 @@ impl Volumes {
         under.record().check(volume.name().as_str())?;
         let mut writer = volume.writer.lock();
         let before = volume.cell.stack();
-        let exchange = self.exchange(volume, &before, &writer)?;
+        // The past of a protected volume has to say when it became another one, also if nobody had written to it.
+        let needed = volume.is_protected() || !writer.open.journal.is_empty();
+        let exchange = self.exchange_if(needed, volume, &before, &writer)?;
         let record = DeletedRecord { at_ms: now_ms, note: note.to_owned() };
         let (kept, kept_layer) = self.keep(volume, &before, &exchange)?;
         let open = exchange.stack.as_ref().map_or_else(|| writer.open.clone(), |(_, open)| open.clone());

@@ -111,19 +111,31 @@ impl Volumes {
             .collect();
         let frozen: Vec<_> =
             frozen.into_iter().filter_map(|disk| Some((disk.cell.stack().rebased(folded, base)?, disk))).collect();
-        if volumes.is_empty() && frozen.is_empty() {
+        let mut past = Vec::new();
+        for volume in self.registry.read().all_volumes() {
+            for (number, entry) in volume.entries() {
+                let next = entry.before.stack().rebased(folded, base);
+                past.extend(next.map(|next| (next, volume.id(), number, entry)));
+            }
+        }
+        if volumes.is_empty() && frozen.is_empty() && past.is_empty() {
             return Ok(false);
         }
         let kept = self.registry.read().referenced(|owner, stack| {
             let volume = volumes.iter().find(|(_, volume)| owner == Owner::Volume(volume.id())).map(|(next, _)| next);
             let disk = frozen.iter().find(|(_, disk)| owner == Owner::Frozen(disk.id())).map(|(next, _)| next);
-            Some(volume.or(disk).cloned().map_or(stack, Arc::new))
+            let before = past.iter().find(|(_, id, number, _)| owner == Owner::History(*id, *number));
+            Some(volume.or(disk).or(before.map(|(next, ..)| next)).cloned().map_or(stack, Arc::new))
         });
         let freed = unreferenced(&folded.layers, &kept);
         let mut changes: Vec<_> = volumes.iter().map(|(next, volume)| volume.record(next)).collect();
         changes.extend(frozen.iter().map(|(next, disk)| Frozen::record(disk.id(), next)));
+        changes.extend(past.iter().map(|(next, id, number, entry)| entry.change(*id, *number, next)));
         changes.extend(freed.iter().map(|layer| (records::layer_name(layer.id()), None)));
         self.context.store.roots().apply(changes)?;
+        for (next, _, _, entry) in past {
+            entry.before.replace(next);
+        }
         for (next, volume) in volumes {
             volume.cell.replace(next);
         }

@@ -15,6 +15,7 @@ use store::{ChunkSource, ChunkStore, NodeCache, Nodes, StoreError};
 use types::{CHUNK_BYTES, ChunkId, SECTOR_BYTES};
 
 use crate::base::{Absent, CHUNK, TreeBase};
+use crate::clock::Clock;
 use crate::device::DeviceError;
 use crate::extent_map::Place;
 use crate::journal;
@@ -35,6 +36,7 @@ pub(crate) struct Context {
     /// The threads that compose and hash chunks.
     pub(crate) workers: Workers,
     pub(crate) journal_limit_bytes: u64,
+    pub(crate) clock: Clock,
 }
 
 impl Context {

@@ -4,7 +4,6 @@
 //! they return; whoever exchanges the stack holds the writer, so that no write falls between two layers.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use format::journal::{DATA_CHECKSUM_BYTES, JournalKeys, MAX_DATA_BYTES, Record, RecordKind};
@@ -12,7 +11,9 @@ use futures_util::future::BoxFuture;
 use types::{Name, SECTOR_BYTES, VolumeId};
 
 use crate::base::{Missing, TreeBase};
+use crate::clock::Clock;
 use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
+use crate::history::{History, MOST_LAYERS};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
 use crate::reading::StackCell;
@@ -34,6 +35,8 @@ pub struct Volume {
     journal_limit_bytes: u64,
     /// That it was deleted: it is closed then, and only kept.
     pub(crate) deleted: RwLock<Option<DeletedRecord>>,
+    /// What is kept of its past, where it is protected.
+    pub(crate) history: Mutex<Option<History>>,
 }
 
 /// What only the one who writes may touch.
@@ -42,6 +45,7 @@ pub(crate) struct Writer {
     pub(crate) open: Arc<Layer>,
     pub(crate) next_sequence: u64,
     pub(crate) closed: bool,
+    clock: Clock,
 }
 
 /// What a volume consists of.
@@ -67,10 +71,11 @@ impl Volume {
             name,
             keys: open.journal.keys().clone(),
             journal_limit_bytes: stack.context.journal_limit_bytes,
-            writer: Mutex::new(Writer { open, next_sequence, closed: false }),
+            writer: Mutex::new(Writer { open, next_sequence, closed: false, clock: stack.context.clock.clone() }),
             cell: StackCell::new(stack),
             folding: tokio::sync::Mutex::new(()),
             deleted: RwLock::default(),
+            history: Mutex::default(),
         })
     }
 
@@ -123,7 +128,9 @@ impl Volume {
     /// Whether the journals have grown so long that [`crate::Volumes::fold`] is due.
     #[must_use]
     pub fn needs_fold(&self) -> bool {
-        self.status().journal_bytes > self.journal_limit_bytes
+        let status = self.status();
+        let deep = status.layers > MOST_LAYERS && self.window().is_some();
+        status.journal_bytes > self.journal_limit_bytes || deep
     }
 
     /// The record of this volume with a stack.
@@ -194,7 +201,8 @@ impl Writer {
             return Err(DeviceError::Closed);
         }
         let (sector, sectors) = (offset / SECTOR_BYTES, length / SECTOR_BYTES);
-        let record = Record { kind, sequence: self.next_sequence, time_ms: now_ms(), sector, sectors, data_checksum };
+        let record =
+            Record { kind, sequence: self.next_sequence, time_ms: self.clock.now_ms(), sector, sectors, data_checksum };
         self.open.append(&record, data)?;
         self.next_sequence += 1;
         Ok(())
@@ -217,11 +225,6 @@ impl Finish for std::sync::MutexGuard<'_, Writer> {
             }
         }
     }
-}
-
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 impl BlockDevice for Volume {

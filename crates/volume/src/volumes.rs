@@ -13,8 +13,10 @@ use store::{ChunkSource, ChunkStore, Domain, NodeCache, RootChange};
 use types::{FrozenId, LayerId, Name, VolumeId};
 
 use crate::base::TreeBase;
+use crate::clock::Clock;
 use crate::error::VolumeError;
 use crate::frozen::{Frozen, TreeView};
+use crate::history::Ending;
 use crate::layer::{Layer, Secret};
 use crate::locks::{Mutex, RwLock};
 use crate::reading::StackCell;
@@ -34,11 +36,13 @@ pub struct VolumeOptions {
     pub journal_limit_bytes: u64,
     /// How much memory decoded tree nodes may take, in bytes.
     pub node_cache_bytes: u64,
+    /// What tells the time of writes.
+    pub clock: Clock,
 }
 
 impl Default for VolumeOptions {
     fn default() -> Self {
-        Self { journal_limit_bytes: 1 << 30, node_cache_bytes: 16 << 20 }
+        Self { journal_limit_bytes: 1 << 30, node_cache_bytes: 16 << 20, clock: Clock::default() }
     }
 }
 
@@ -68,9 +72,19 @@ impl Registry {
     /// The layers that the stacks refer to, after `next` has said what becomes of each.
     pub(crate) fn referenced(&self, next: impl Fn(Owner, Arc<Stack>) -> Option<Arc<Stack>>) -> BTreeSet<LayerId> {
         let volumes = self.all_volumes().map(|volume| next(Owner::Volume(volume.id()), volume.cell.stack()));
+        let mut past = BTreeSet::new();
+        for volume in self.all_volumes() {
+            for (number, entry) in volume.entries() {
+                if let Some(before) = next(Owner::History(volume.id(), number), entry.before.stack()) {
+                    past.insert(entry.layer.id());
+                    past.extend(before.layers.iter().map(|layer| layer.id()));
+                }
+            }
+        }
         let frozen = self.frozen.values().map(|disk| next(Owner::Frozen(disk.id()), disk.cell.stack()));
         let layers = |stack: Arc<Stack>| stack.layers.iter().map(|layer| layer.id()).collect::<Vec<_>>();
-        volumes.chain(frozen).flatten().flat_map(layers).collect()
+        past.extend(volumes.chain(frozen).flatten().flat_map(layers));
+        past
     }
 }
 
@@ -79,6 +93,8 @@ impl Registry {
 pub(crate) enum Owner {
     Volume(VolumeId),
     Frozen(FrozenId),
+    /// The disk before a layer of a volume's past.
+    History(VolumeId, u64),
 }
 
 impl Volumes {
@@ -114,6 +130,7 @@ impl Volumes {
             layers: directory.join("layers"),
             workers: Workers::new(WORKERS),
             journal_limit_bytes: options.journal_limit_bytes,
+            clock: options.clock,
         };
         let context = Arc::new(context);
         let registry = RwLock::new(crate::recovery::recover(&context)?);
@@ -147,7 +164,7 @@ impl Volumes {
         self.add(&changing, name, &frozen.cell.stack())
     }
 
-    fn add(&self, _: &MutexGuard<'_, ()>, name: &Name, under: &Stack) -> Result<Arc<Volume>, VolumeError> {
+    fn add(&self, changing: &MutexGuard<'_, ()>, name: &Name, under: &Stack) -> Result<Arc<Volume>, VolumeError> {
         if !is_disk_size(under.size_bytes) {
             return Err(VolumeError::Size(under.size_bytes));
         }
@@ -157,11 +174,23 @@ impl Volumes {
         // What could not be recovered must not be made.
         under.record().check(name.as_str())?;
         let open = Arc::new(self.new_layer(Secret(random()?), 1)?);
+        self.add_over(changing, name, under, open, 1)
+    }
+
+    /// Makes a volume of a disk and an open layer over it.
+    pub(crate) fn add_over(
+        &self,
+        _: &MutexGuard<'_, ()>,
+        name: &Name,
+        under: &Stack,
+        open: Arc<Layer>,
+        next_sequence: u64,
+    ) -> Result<Arc<Volume>, VolumeError> {
         let mut layers = vec![open.clone()];
         layers.extend(under.layers.iter().cloned());
         let stack = under.with_layers(layers);
         let layer = records::put(records::layer_name(open.id()), &open.record(None));
-        let volume = Volume::new(VolumeId(random()?), name.clone(), stack, open, 1);
+        let volume = Volume::new(VolumeId(random()?), name.clone(), stack, open, next_sequence);
         self.context.store.roots().apply(vec![layer, volume.record(&volume.cell.stack())])?;
         self.registry.write().volumes.insert(name.clone(), volume.clone());
         Ok(volume)
@@ -318,9 +347,20 @@ impl Volumes {
     /// Prepares to put an empty open layer over the one there is, whose journal is made durable. A layer that nobody
     /// has written to stays open.
     pub(crate) fn exchange(&self, volume: &Volume, stack: &Stack, writer: &Writer) -> Result<Exchange, VolumeError> {
-        if writer.open.journal.is_empty() {
+        self.exchange_if(!writer.open.journal.is_empty(), volume, stack, writer)
+    }
+
+    /// As [`Volumes::exchange`], for who knows whether there has to be another layer.
+    pub(crate) fn exchange_if(
+        &self,
+        needed: bool,
+        volume: &Volume,
+        stack: &Stack,
+        writer: &Writer,
+    ) -> Result<Exchange, VolumeError> {
+        if !needed {
             let frozen = stack.layers[1..].to_vec();
-            return Ok(Exchange { frozen, changes: Vec::new(), stack: None });
+            return Ok(Exchange { frozen, changes: Vec::new(), stack: None, ending: None });
         }
         writer.open.journal.sync()?;
         let open = Arc::new(self.new_layer(writer.open.secret(), writer.next_sequence)?);
@@ -328,12 +368,14 @@ impl Volumes {
         layers.extend(stack.layers.iter().cloned());
         let next = stack.with_layers(layers);
         let last = writer.next_sequence - 1;
-        let changes = vec![
+        let (ending, past) = volume.ending(stack).unzip();
+        let mut changes = vec![
             records::put(records::layer_name(writer.open.id()), &writer.open.record(Some(last))),
             records::put(records::layer_name(open.id()), &open.record(None)),
             volume.record(&next),
         ];
-        Ok(Exchange { frozen: stack.layers.clone(), changes, stack: Some((next, open)) })
+        changes.extend(past);
+        Ok(Exchange { frozen: stack.layers.clone(), changes, stack: Some((next, open)), ending })
     }
 
     pub(crate) fn new_layer(&self, secret: Secret, first_sequence: u64) -> Result<Layer, VolumeError> {
@@ -348,6 +390,8 @@ pub(crate) struct Exchange {
     /// The records to change first.
     pub(crate) changes: Vec<RootChange>,
     pub(crate) stack: Option<(Stack, Arc<Layer>)>,
+    /// What becomes part of the past of a protected volume.
+    ending: Option<Ending>,
 }
 
 impl Exchange {
@@ -356,6 +400,9 @@ impl Exchange {
         if let Some((stack, open)) = self.stack {
             writer.open = open;
             volume.cell.replace(stack);
+        }
+        if let Some(ending) = self.ending {
+            volume.ended(ending);
         }
     }
 }

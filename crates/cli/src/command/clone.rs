@@ -1,22 +1,27 @@
 //! `brant clone`: a volume that begins as a snapshot.
 
-use node::api::CloneRequest;
+use node::api::{ApiError, CloneRequest, ErrorCode};
 use types::Name;
 
 use crate::context::Context;
-use crate::failure::Outcome;
+use crate::failure::{Failure, Outcome};
+use crate::moment::with_moment;
 use crate::output::text::size;
 
 /// Make a volume that begins as a snapshot, at once
 ///
 /// It takes the same time for any size. Nothing is copied: what is not here yet arrives when it is read, or with `brant hydrate`. The clone keeps its own
 /// writes whatever becomes of the snapshot.
+///
+/// Of a volume that is protected (`brant volume protect`) any moment can be cloned. A time without a zone is this host's.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:
   brant clone vms/web web1
-  brant clone vms/web@3 web1-old --disk root")]
+  brant clone vms/web@3 web1-old --disk root
+  brant clone web1@'10 minutes ago' web1-before
+  brant clone web1@2026-11-26T10:00:00 web1-at-ten")]
 pub(crate) struct Arguments {
-    /// BUCKET/OBJECT[@VERSION] or a snapshot id
+    /// BUCKET/OBJECT[@VERSION], a snapshot id, or VOLUME@MOMENT of a volume that is protected
     #[arg(value_name = "SNAPSHOT")]
     snapshot: String,
     /// The new volume's name
@@ -28,7 +33,9 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
-    let request = CloneRequest { snapshot: arguments.snapshot, disk: arguments.disk, volume: arguments.volume };
+    let snapshot = with_moment(&arguments.snapshot, &jiff::Zoned::now())
+        .map_err(|message| Failure::Reported(ApiError::new(ErrorCode::Invalid, message)))?;
+    let request = CloneRequest { snapshot, disk: arguments.disk, volume: arguments.volume };
     let volume = context.client.clone_snapshot(&request).await?;
     context.output.show(&volume, |_| {
         let origin = volume.origin.as_deref().unwrap_or(&request.snapshot);

@@ -1,16 +1,20 @@
 //! `brant volume`: writable disks on this node.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 use node::api::{
-    CreateVolumeRequest, DeletedVolume, ErrorCode, Missing, ResizeRequest, RestoreRequest, Volume, VolumeDetail,
+    CreateVolumeRequest, DeletedVolume, ErrorCode, Missing, ProtectRequest, ResizeRequest, RestoreRequest, Rewind,
+    Volume, VolumeDetail,
 };
 use types::{ByteSize, Name, VolumeId};
 
+use crate::arguments::some_milliseconds;
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::output::View;
 use crate::output::table::{Table, pairs};
-use crate::output::text::{ago, ahead, count, size};
+use crate::output::text::{ago, ahead, count, moment, size, span};
 
 /// Make, list, show, grow and remove volumes: writable thin disks
 #[derive(clap::Args, Debug)]
@@ -76,6 +80,28 @@ enum Verb {
         #[arg(long)]
         now: bool,
     },
+    /// Keep what is written, so that any moment of it can be cloned
+    ///
+    /// From now on, and for so long. `brant clone VOLUME@'10 minutes ago' NAME` makes a volume that is what this one was then, to the second and
+    /// finer. It costs the space of what is written meanwhile, which `brant volume show` tells; where that is bounded, the oldest goes first.
+    #[command(after_long_help = "Examples:
+  brant volume protect web1 --for 2h
+  brant volume protect web1 --for 7d --space 20GiB
+  brant volume protect web1 --off")]
+    Protect {
+        /// Its name
+        #[arg(value_name = "VOLUME")]
+        volume: Name,
+        /// For how long, such as 2h or 7d
+        #[arg(long = "for", value_name = "TIME", value_parser = some_milliseconds, required_unless_present = "off")]
+        for_ms: Option<u64>,
+        /// In how much space at most
+        #[arg(long, value_name = "SIZE")]
+        space: Option<ByteSize>,
+        /// Keep nothing any more, and give the space back
+        #[arg(long, conflicts_with_all = ["for_ms", "space"])]
+        off: bool,
+    },
     /// Take a deleted volume back
     ///
     /// The latest of a name is meant; an older one is named by its id, or the first digits of it, which `brant volume list --deleted` shows.
@@ -112,11 +138,23 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
         }
         Verb::Show { volume } => {
             let detail = client.volume(volume.as_str()).await?;
-            output.show(&detail, |_| show(&detail))
+            output.show(&detail, |view| show(&detail, view))
         }
         Verb::Resize { volume, size: size_bytes } => {
             let volume = client.resize_volume(volume.as_str(), &ResizeRequest { size_bytes }).await?;
             output.show(&volume, |_| format!("the volume {} has {} now", volume.name, size(volume.size_bytes)))
+        }
+        Verb::Protect { volume, for_ms: Some(for_ms), space, .. } => {
+            let request = ProtectRequest { for_ms, space_bytes: space };
+            let detail = client.protect_volume(volume.as_str(), &request).await?;
+            let kept = span(Duration::from_millis(for_ms));
+            output.show(&detail, |_| format!("what is written to {volume} is kept for {kept}"))?;
+            output.note(&format!("clone a moment of it with: brant clone {volume}@'10 minutes ago' NAME"));
+            Ok(())
+        }
+        Verb::Protect { volume, .. } => {
+            let detail = client.unprotect_volume(volume.as_str()).await?;
+            output.show(&detail, |_| format!("nothing is kept of the past of {volume} any more"))
         }
         Verb::Remove { volume, now } => remove(context, &volume, now).await,
         Verb::Restore { volume: deleted, name } => {
@@ -190,7 +228,7 @@ fn attached(volume: &Volume) -> String {
     if volume.attached.is_empty() { "-".to_owned() } else { volume.attached.join(" ") }
 }
 
-fn show(detail: &VolumeDetail) -> String {
+fn show(detail: &VolumeDetail, view: View) -> String {
     let volume = &detail.volume;
     let counted = |bytes: Option<u64>, what: &str| {
         bytes.map_or_else(|| "too much to count".to_owned(), |bytes| format!("{} of its tree {what}", size(bytes)))
@@ -204,6 +242,7 @@ fn show(detail: &VolumeDetail) -> String {
         0 => String::new(),
         clients => format!(" ({})", count(clients, "client")),
     };
+    let (rewind, kept) = rewind(detail.rewind, view);
     pairs(&[
         ("volume", volume.name.to_string()),
         ("id", volume.id.to_string()),
@@ -214,9 +253,20 @@ fn show(detail: &VolumeDetail) -> String {
         ("unsealed", format!("{} written that no sealed snapshot holds", size(volume.dirty_bytes))),
         ("missing", missing(&detail.missing)),
         ("journals", format!("{journals}; folded beyond {}", size(detail.journal_limit_bytes))),
+        ("rewind", rewind),
+        ("kept", kept),
         ("root", detail.root.clone().unwrap_or_else(|| "none: nothing but holes".to_owned())),
         ("attached", format!("{}{clients}", attached(volume))),
     ])
+}
+
+/// Which moments can be cloned, and what is kept for that.
+fn rewind(rewind: Option<Rewind>, view: View) -> (String, String) {
+    let Some(rewind) = rewind else { return ("off; see: brant volume protect".to_owned(), "nothing".to_owned()) };
+    let most = rewind.space_bytes.map(|most| format!(", in at most {}", size(most))).unwrap_or_default();
+    let kept = span(Duration::from_millis(rewind.for_ms));
+    let kept = format!("{} of journals for that; for {kept}{most}", size(rewind.bytes));
+    (format!("to any moment since {}", moment(rewind.from_ms, view.now_ms)), kept)
 }
 
 /// What is not here, for people.
@@ -297,18 +347,29 @@ mod tests {
             journal_bytes: 2 << 20,
             own_journal_bytes: 1 << 20,
             journal_limit_bytes: 1 << 30,
+            rewind: Some(Rewind {
+                for_ms: 5_400_000,
+                space_bytes: Some(20 << 30),
+                from_ms: 1_763_877_012_000,
+                bytes: 3 << 29,
+            }),
             clients: 1,
             layers: 2,
             root: Some("ab".repeat(32)),
         };
-        let text = show(&detail);
+        let view = View { width: Some(80), now_ms: 1_763_877_612_000 };
+        let text = show(&detail, view);
         assert!(text.lines().all(|line| line.width() <= 80), "{text}");
         assert!(text.contains("shared    480 MiB of its tree that snapshots or other volumes hold too\n"), "{text}");
         assert!(text.contains("own       32 MiB of its tree that nothing else here holds\n"), "{text}");
         let journals = "journals  2 MiB in 2 layers, 1 MiB of it only here; folded beyond 1 GiB\n";
         assert!(text.contains(journals), "{text}");
         assert!(text.contains("web1.sock (1 client)\n"), "{text}");
-        let unknown = show(&VolumeDetail { shared_bytes: None, own_bytes: None, ..detail });
+        assert!(text.contains("rewind    to any moment since 2025-11-23 05:50:12 UTC (10 min ago)\n"), "{text}");
+        let kept = "kept      1.5 GiB of journals for that; for 1 h 30 min, in at most 20 GiB\n";
+        assert!(text.contains(kept), "{text}");
+        let unknown = show(&VolumeDetail { shared_bytes: None, own_bytes: None, rewind: None, ..detail }, view);
+        assert!(unknown.contains("rewind    off;"), "{unknown}");
         assert!(unknown.contains("own       too much to count\n"), "{unknown}");
     }
 }

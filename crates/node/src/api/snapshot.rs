@@ -167,7 +167,7 @@ pub struct MaterializeRequest {
 /// Asks for a volume that begins as a snapshot.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CloneRequest {
-    /// `BUCKET/OBJECT[@VERSION]` or a snapshot id.
+    /// `BUCKET/OBJECT[@VERSION]`, a snapshot id, or `VOLUME@MOMENT` of a protected volume, the moment as in RFC 3339.
     pub snapshot: String,
     /// The disk of a snapshot that has several.
     #[serde(default)]

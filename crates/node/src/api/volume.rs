@@ -52,6 +52,30 @@ pub struct RevertRequest {
     pub disk: Option<String>,
 }
 
+/// Asks to keep what is written to a volume, so that any moment of it can be cloned.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+pub struct ProtectRequest {
+    /// For how long, in milliseconds.
+    pub for_ms: u64,
+    /// In how much space at most, in bytes; the oldest goes first.
+    #[serde(default)]
+    #[schema(value_type = Option<u64>)]
+    pub space_bytes: Option<ByteSize>,
+}
+
+/// What is kept of a volume's past.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Rewind {
+    /// For how long it is kept, in milliseconds.
+    pub for_ms: u64,
+    /// In how much space at most, in bytes.
+    pub space_bytes: Option<u64>,
+    /// The earliest moment that can be cloned.
+    pub from_ms: u64,
+    /// How long the journals are that are kept for it, in bytes.
+    pub bytes: u64,
+}
+
 /// Asks to take a deleted volume back.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct RestoreRequest {
@@ -124,6 +148,9 @@ pub struct VolumeDetail {
     /// Bytes of journals beyond which they are folded into its tree.
     #[serde(default)]
     pub journal_limit_bytes: u64,
+    /// What is kept of its past, where it is protected.
+    #[serde(default)]
+    pub rewind: Option<Rewind>,
     /// How many clients are connected to it.
     #[serde(default)]
     pub clients: u64,

@@ -9,9 +9,9 @@ use super::Client;
 use crate::api::{
     ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CollectRequest, CreateBucketRequest,
     CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LogEntry, Login, LoginRequest,
-    MaterializeRequest, NodeStatus, Publication, PublishRequest, ResizeRequest, Restart, RestoreRequest, RevertRequest,
-    Reverted, ScrubRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task,
-    Volume, VolumeDetail,
+    MaterializeRequest, NodeStatus, ProtectRequest, Publication, PublishRequest, ResizeRequest, Restart,
+    RestoreRequest, RevertRequest, Reverted, ScrubRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription,
+    TakeSnapshotRequest, Task, Volume, VolumeDetail,
 };
 
 /// A fallible answer of the node; every method fails as [`Client::get`] does.
@@ -133,6 +133,16 @@ impl Client {
     /// Puts a volume back.
     pub async fn revert_volume(&self, volume: &str, request: &RevertRequest) -> Answer<Reverted> {
         self.post(&format!("/v1/volumes/{}/revert", segment(volume)), request).await
+    }
+
+    /// Keeps what is written to a volume.
+    pub async fn protect_volume(&self, volume: &str, request: &ProtectRequest) -> Answer<VolumeDetail> {
+        self.post(&format!("/v1/volumes/{}/protect", segment(volume)), request).await
+    }
+
+    /// Keeps nothing of a volume's past any more.
+    pub async fn unprotect_volume(&self, volume: &str) -> Answer<VolumeDetail> {
+        self.delete(&format!("/v1/volumes/{}/protect", segment(volume))).await
     }
 
     /// Lists the deleted volumes that are kept.

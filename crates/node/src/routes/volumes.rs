@@ -9,8 +9,8 @@ use utoipa::IntoParams;
 
 use super::reply::{Body, Reply, name};
 use crate::api::{
-    ApiError, CreateVolumeRequest, DeletedVolume, Differences, ResizeRequest, RestoreRequest, RevertRequest, Reverted,
-    Volume, VolumeDetail,
+    ApiError, CreateVolumeRequest, DeletedVolume, Differences, ProtectRequest, ResizeRequest, RestoreRequest,
+    RevertRequest, Reverted, Volume, VolumeDetail,
 };
 use crate::error::blocking;
 use crate::node::Node;
@@ -80,6 +80,24 @@ pub(super) async fn revert(
     Body(request): Body<RevertRequest>,
 ) -> Reply<Reverted> {
     node.revert_volume(&name(&volume)?, request).await.map(Json)
+}
+
+/// Keeps what is written to a volume from now on, so that any moment of it can be cloned.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/protect", params(("volume" = String, Path)),
+    request_body = ProtectRequest, responses((status = 200, body = VolumeDetail), (status = "4XX", body = ApiError)))]
+pub(super) async fn protect(
+    State(node): State<Arc<Node>>,
+    Path(volume): Path<String>,
+    Body(request): Body<ProtectRequest>,
+) -> Reply<VolumeDetail> {
+    node.protect_volume(&name(&volume)?, request).await.map(Json)
+}
+
+/// Keeps nothing of a volume's past any more.
+#[utoipa::path(delete, path = "/v1/volumes/{volume}/protect", params(("volume" = String, Path)),
+    responses((status = 200, body = VolumeDetail), (status = "4XX", body = ApiError)))]
+pub(super) async fn unprotect(State(node): State<Arc<Node>>, Path(volume): Path<String>) -> Reply<VolumeDetail> {
+    node.unprotect_volume(&name(&volume)?).await.map(Json)
 }
 
 /// Lists the deleted volumes that are kept, the oldest deletion first.

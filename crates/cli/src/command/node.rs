@@ -39,7 +39,7 @@ enum Verb {
   brant node serve --dir /var/lib/brant
   brant node serve --dir /srv/brant --bind 0.0.0.0:7071 --cache 1GiB --log debug")]
     Serve(Serve),
-    /// Replace the running node by a new process, without disturbing guests
+    /// Replace the running node by a new process, guests undisturbed
     ///
     /// The new process is started from the same file, which an upgrade may have replaced, with the same arguments. It
     /// goes on with all connections of running guests, who see a pause of a moment. Where it cannot, the running node

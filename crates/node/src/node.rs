@@ -215,7 +215,10 @@ impl Node {
             let mut interval = tokio::time::interval(Duration::from_secs(1));
             let mut received = 0;
             loop {
-                interval.tick().await;
+                tokio::select! {
+                    _ = interval.tick() => {}
+                    () = node.volumes.fold_due() => {}
+                }
                 let now = node.swarm.statistics().total.fetched_bytes();
                 if now != received {
                     received = now;

@@ -19,6 +19,7 @@ mod journal;
 mod layer;
 mod live;
 mod locks;
+mod pressure;
 mod read_ahead;
 mod reading;
 mod records;

@@ -10,8 +10,9 @@ use std::sync::Arc;
 
 use format::tree::{self, AbsentNode, TreeError};
 use format::{NodeError, Shape};
-use medium::Medium;
+use medium::{Medium, Room};
 use store::{ChunkSource, ChunkStore, NodeCache, Nodes, StoreError};
+use tokio::sync::Notify;
 use types::{CHUNK_BYTES, ChunkId, SECTOR_BYTES};
 
 use crate::base::{Absent, CHUNK, TreeBase};
@@ -37,9 +38,17 @@ pub(crate) struct Context {
     pub(crate) workers: Workers,
     pub(crate) journal_limit_bytes: u64,
     pub(crate) clock: Clock,
+    pub(crate) reserve_bytes: u64,
+    /// Told when a volume should be folded.
+    pub(crate) fold_due: Notify,
 }
 
 impl Context {
+    /// The room on the file system of the journals, where it can be told.
+    pub(crate) fn room(&self) -> Option<Room> {
+        self.medium.room(&self.layers).ok()
+    }
+
     /// Deletes journals that no record refers to any more. One that stays is deleted when the volumes are next opened.
     pub(crate) fn delete_journals(&self, layers: &[Arc<Layer>]) {
         for layer in layers {
@@ -86,6 +95,12 @@ impl Stack {
     /// The same tree under other layers.
     pub(crate) fn with_layers(&self, layers: Vec<Arc<Layer>>) -> Self {
         Self { layers, ..self.clone() }
+    }
+
+    /// The length of the journals of its layers, in bytes.
+    pub(crate) fn journal_bytes(&self) -> u64 {
+        let written = self.layers.iter().filter(|layer| !layer.journal.is_empty());
+        written.map(|layer| layer.journal.tail()).sum()
     }
 
     /// Whether the tree says it all: no layers, and not grown since.

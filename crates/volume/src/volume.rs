@@ -16,6 +16,7 @@ use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
 use crate::history::{History, MOST_LAYERS};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
+use crate::pressure::{Look, NoRoom, Pressure};
 use crate::reading::StackCell;
 use crate::records::{self, DeletedRecord, VolumeRecord};
 use crate::stack::Stack;
@@ -32,7 +33,7 @@ pub struct Volume {
     keys: JournalKeys,
     /// Held while the volume is folded: one fold at a time.
     pub(crate) folding: tokio::sync::Mutex<()>,
-    journal_limit_bytes: u64,
+    pressure: Pressure,
     /// That it was deleted: it is closed then, and only kept.
     pub(crate) deleted: RwLock<Option<DeletedRecord>>,
     /// What is kept of its past, where it is protected.
@@ -70,7 +71,7 @@ impl Volume {
             id,
             name,
             keys: open.journal.keys().clone(),
-            journal_limit_bytes: stack.context.journal_limit_bytes,
+            pressure: Pressure::new(stack.context.journal_limit_bytes, stack.context.reserve_bytes),
             writer: Mutex::new(Writer { open, next_sequence, closed: false, clock: stack.context.clock.clone() }),
             cell: StackCell::new(stack),
             folding: tokio::sync::Mutex::new(()),
@@ -101,10 +102,9 @@ impl Volume {
     #[must_use]
     pub fn status(&self) -> VolumeStatus {
         let stack = self.cell.stack();
-        let written = stack.layers.iter().filter(|layer| !layer.journal.is_empty());
         VolumeStatus {
             size_bytes: stack.size_bytes,
-            journal_bytes: written.map(|layer| layer.journal.tail()).sum(),
+            journal_bytes: stack.journal_bytes(),
             dirty_bytes: stack.layers.iter().map(|layer| layer.data_sectors() * SECTOR_BYTES).sum(),
             layers: stack.layers.len(),
             base: stack.base.clone(),
@@ -119,10 +119,10 @@ impl Volume {
         self.cell.missing()
     }
 
-    /// How long its journals may grow before they are folded, in bytes.
+    /// How long its journals may grow before they are folded, in bytes: less where the file system has little left.
     #[must_use]
     pub fn journal_limit_bytes(&self) -> u64 {
-        self.journal_limit_bytes
+        self.pressure.fold_from(self.cell.stack().context.room())
     }
 
     /// Whether the journals have grown so long that [`crate::Volumes::fold`] is due.
@@ -130,7 +130,7 @@ impl Volume {
     pub fn needs_fold(&self) -> bool {
         let status = self.status();
         let deep = status.layers > MOST_LAYERS && self.window().is_some();
-        status.journal_bytes > self.journal_limit_bytes || deep
+        status.journal_bytes > self.journal_limit_bytes() || deep
     }
 
     /// The record of this volume with a stack.
@@ -149,6 +149,24 @@ impl Volume {
     pub(crate) fn close(&self) {
         self.cell.close();
         self.writer.lock().closed = true;
+    }
+
+    /// Waits as long as the room demands before so much is written.
+    fn admit(&self, bytes: u64) -> Result<(), DeviceError> {
+        let look = || {
+            let stack = self.cell.stack();
+            let (journal_bytes, room) = (stack.journal_bytes(), stack.context.room());
+            if journal_bytes > self.pressure.fold_from(room) {
+                stack.context.fold_due.notify_one();
+            }
+            // Where folding may wait for what is elsewhere, writes do not wait for folding: only the room counts.
+            Look { journal_bytes: if stack.base.origin.is_none() { journal_bytes } else { 0 }, room }
+        };
+        let wait = self.pressure.admit(bytes, look).map_err(|NoRoom| DeviceError::Full)?;
+        if !wait.is_zero() {
+            std::thread::sleep(wait);
+        }
+        Ok(())
     }
 
     /// Changes the disk; where there is no room, once more with what the store can do without.
@@ -245,7 +263,10 @@ impl BlockDevice for Volume {
     }
 
     fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), DeviceError> {
-        self.with_room(|| self.write_once(offset, data, durability))
+        self.with_room(|| {
+            self.admit(data.len() as u64)?;
+            self.write_once(offset, data, durability)
+        })
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {

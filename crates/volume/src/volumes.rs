@@ -10,6 +10,7 @@ use std::sync::{Arc, MutexGuard};
 
 use medium::{Host, Medium};
 use store::{ChunkSource, ChunkStore, Domain, NodeCache, RootChange};
+use tokio::sync::Notify;
 use types::{FrozenId, LayerId, Name, VolumeId};
 
 use crate::base::TreeBase;
@@ -32,8 +33,12 @@ const WORKERS: usize = 2;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct VolumeOptions {
-    /// How long a volume's journals may grow before a fold is due, in bytes.
+    /// How long a volume's journals may grow before a fold is due, in bytes; less where the file system has less than
+    /// twice as much left. From twice that on writes are slowed down, unless a fold may have to wait for data elsewhere.
     pub journal_limit_bytes: u64,
+    /// What writes leave free on the file system, for folding, the roots and others, in bytes; at most a sixteenth of it.
+    /// From four times that on writes are slowed down.
+    pub reserve_bytes: u64,
     /// How much memory decoded tree nodes may take, in bytes.
     pub node_cache_bytes: u64,
     /// What tells the time of writes.
@@ -42,7 +47,12 @@ pub struct VolumeOptions {
 
 impl Default for VolumeOptions {
     fn default() -> Self {
-        Self { journal_limit_bytes: 1 << 30, node_cache_bytes: 16 << 20, clock: Clock::default() }
+        Self {
+            journal_limit_bytes: 1 << 30,
+            reserve_bytes: 256 << 20,
+            node_cache_bytes: 16 << 20,
+            clock: Clock::default(),
+        }
     }
 }
 
@@ -131,6 +141,8 @@ impl Volumes {
             workers: Workers::new(WORKERS),
             journal_limit_bytes: options.journal_limit_bytes,
             clock: options.clock,
+            reserve_bytes: options.reserve_bytes,
+            fold_due: Notify::new(),
         };
         let context = Arc::new(context);
         let registry = RwLock::new(crate::recovery::recover(&context)?);
@@ -219,6 +231,11 @@ impl Volumes {
     pub fn view(&self, base: TreeBase) -> Arc<TreeView> {
         let stack = Stack::new(self.context.clone(), base.size_bytes, base, Vec::new());
         Arc::new(TreeView { cell: StackCell::new(stack) })
+    }
+
+    /// Resolves when a write has found that [`Volumes::fold`] is due for some volume.
+    pub async fn fold_due(&self) {
+        self.context.fold_due.notified().await;
     }
 
     /// Volumes whose journals have grown so long that [`Volumes::fold`] is due.

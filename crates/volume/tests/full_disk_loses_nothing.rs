@@ -14,13 +14,14 @@ use fixture::{Node, noise, read, run};
 use types::{Name, Progress};
 use volume::{BlockDevice, DeviceError, Durability};
 
-/// A tmpfs of 2 MiB, unmounted when dropped.
+/// A tmpfs, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
 
 impl SmallDisk {
-    fn mount() -> Option<Self> {
+    fn mount(mebibytes: u32) -> Option<Self> {
         let directory = tempfile::tempdir().unwrap();
-        let options = ["-t", "tmpfs", "-o", "size=2m", "brant-test"];
+        let size = format!("size={mebibytes}m");
+        let options = ["-t", "tmpfs", "-o", &size, "brant-test"];
         let mounted = Command::new("mount").args(options).arg(directory.path()).output();
         mounted.is_ok_and(|output| output.status.success()).then_some(Self(directory))
     }
@@ -39,7 +40,7 @@ fn fill(path: &Path, bytes: usize) {
 
 #[test]
 fn writes_stop_and_go_on() {
-    let Some(disk) = SmallDisk::mount() else {
+    let Some(disk) = SmallDisk::mount(2) else {
         eprintln!("SKIPPED: writes_stop_and_go_on needs root, to mount a tmpfs");
         return;
     };
@@ -81,4 +82,65 @@ fn writes_stop_and_go_on() {
     run(volumes.fold(&volume, &Progress::default())).unwrap();
     assert_eq!(std::fs::read_dir(disk.0.path().join("layers")).unwrap().count(), 0);
     check(&*node.open_in(disk.0.path()).get(&name).unwrap(), blocks + 1);
+}
+
+/// A guest that overwrites the same data for ever, faster than they can be folded, is slowed down: no write fails, though
+/// the journals of all writes would fill the file system many times over.
+#[test]
+fn a_writer_is_slowed_before_the_disk_is_full() {
+    let Some(disk) = SmallDisk::mount(64) else {
+        eprintln!("SKIPPED: a_writer_is_slowed_before_the_disk_is_full needs root, to mount a tmpfs");
+        return;
+    };
+    const BLOCK: usize = 64 << 10;
+    const BLOCKS: u64 = 128;
+    const WRITES: u64 = 8 * 512;
+    let node = Node::new();
+    let volumes = node.open_in(disk.0.path());
+    let volume = volumes.create(&"disk".parse().unwrap(), BLOCKS * BLOCK as u64).unwrap();
+    let content = |number: u64| noise(number, 16).repeat(BLOCK / 16);
+    let writer = std::thread::spawn({
+        let volume = volume.clone();
+        move || {
+            for number in 0..WRITES {
+                volume.write(number % BLOCKS * BLOCK as u64, &content(number), Durability::Process)?;
+            }
+            Ok::<_, DeviceError>(())
+        }
+    });
+    run(async {
+        while !writer.is_finished() {
+            // The writer says when; a last time nobody says anything.
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(100), volumes.fold_due()).await;
+            for due in volumes.needs_fold() {
+                volumes.fold(&due, &Progress::default()).await.unwrap();
+            }
+        }
+    });
+    writer.join().unwrap().expect("no write fails");
+    for number in WRITES - BLOCKS..WRITES {
+        assert!(read(&*volume, number % BLOCKS * BLOCK as u64, BLOCK) == content(number), "block {number}");
+    }
+}
+
+/// What folding, the roots and others need is never written to.
+#[test]
+fn a_reserve_is_left_when_writes_stop() {
+    let Some(disk) = SmallDisk::mount(64) else {
+        eprintln!("SKIPPED: a_reserve_is_left_when_writes_stop needs root, to mount a tmpfs");
+        return;
+    };
+    let node = Node::new();
+    let volumes = node.open_in(disk.0.path());
+    let volume = volumes.create(&"disk".parse().unwrap(), 1 << 30).unwrap();
+    let block = noise(1, 1 << 20);
+    let written =
+        (0..64_u64).take_while(|number| volume.write(number << 20, &block, Durability::Process).is_ok()).count();
+    assert!((50..=60).contains(&written), "{written}");
+    let status = rustix::fs::statvfs(disk.0.path()).unwrap();
+    let left = status.f_bavail * status.f_frsize;
+    assert!(left >= 4 << 20, "{left} bytes");
+    // What needs no room goes on.
+    volume.discard(0, 1 << 20, Durability::Power).unwrap();
+    assert!(read(&*volume, 0, 1 << 20) == vec![0; 1 << 20]);
 }

@@ -1,0 +1,169 @@
+//! Slows writes down, and at last stops them, long before journals have taken the room that others need.
+//!
+//! Two things press: journals that have grown far beyond what is folded, and a file system that fills up. From half of
+//! either on writes become slower, the more the less is left, so that folding catches up; what is held in reserve is never
+//! written to, so that folding, the roots and the catalog have room to work. The room is looked at once for every few
+//! megabytes, more often when little is left.
+
+use std::time::Duration;
+
+use medium::Room;
+
+use crate::locks::Mutex;
+
+/// How much is written at most before the room is looked at again, in bytes.
+const STEP_BYTES: u64 = 4 << 20;
+
+/// The reserve is at most this part of the file system.
+const RESERVE_PART: u64 = 16;
+
+/// Writes are slowed from so many reserves on.
+const SLOW_FROM_RESERVES: u64 = 4;
+
+/// What a KiB takes when hardly anything is left: 10 MB/s.
+const SLOWEST_NANOSECONDS: u64 = 100_000;
+
+/// The longest that one write is held up.
+const LONGEST: Duration = Duration::from_millis(250);
+
+/// Parts of one, for shares.
+const WHOLE: u64 = 1000;
+
+/// What a volume's writes have to keep to.
+#[derive(Debug)]
+pub(crate) struct Pressure {
+    journal_limit_bytes: u64,
+    reserve_bytes: u64,
+    state: Mutex<Pace>,
+}
+
+/// What was found when the room was last looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Pace {
+    /// How much may be written before it is looked at again, in bytes.
+    budget_bytes: u64,
+    nanoseconds_per_kib: u64,
+}
+
+/// What a look finds.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Look {
+    /// The length of the volume's journals, in bytes.
+    pub(crate) journal_bytes: u64,
+    /// The room on their file system; `None` where it cannot be told.
+    pub(crate) room: Option<Room>,
+}
+
+/// There is no room for a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NoRoom;
+
+impl Pressure {
+    pub(crate) fn new(journal_limit_bytes: u64, reserve_bytes: u64) -> Self {
+        Self { journal_limit_bytes, reserve_bytes, state: Mutex::default() }
+    }
+
+    /// From what length of the journals on a fold is due: the limit, or what a fold still has room for.
+    pub(crate) fn fold_from(&self, room: Option<Room>) -> u64 {
+        room.map_or(self.journal_limit_bytes, |room| self.journal_limit_bytes.min(room.available_bytes / 2))
+    }
+
+    /// Admits a write, and says how long it has to wait first.
+    pub(crate) fn admit(&self, bytes: u64, look: impl FnOnce() -> Look) -> Result<Duration, NoRoom> {
+        let mut pace = self.state.lock();
+        if pace.budget_bytes < bytes {
+            *pace = self.assess(bytes, look())?;
+        }
+        pace.budget_bytes -= bytes;
+        Ok(Duration::from_nanos(bytes / 1024 * pace.nanoseconds_per_kib).min(LONGEST))
+    }
+
+    fn assess(&self, bytes: u64, look: Look) -> Result<Pace, NoRoom> {
+        let by_journals = {
+            let limit = self.fold_from(look.room).max(1);
+            share(look.journal_bytes.saturating_sub(limit.saturating_mul(2)), limit.saturating_mul(2))
+        };
+        let Some(room) = look.room else { return Ok(Pace::new(STEP_BYTES.max(bytes), by_journals)) };
+        let reserve = self.reserve_bytes.min(room.total_bytes / RESERVE_PART);
+        let spare = room.available_bytes.saturating_sub(reserve);
+        if spare < bytes {
+            return Err(NoRoom);
+        }
+        let comfortable = reserve * (SLOW_FROM_RESERVES - 1);
+        let by_room = share(comfortable.saturating_sub(spare), comfortable);
+        Ok(Pace::new(STEP_BYTES.min(spare / 8).max(bytes), by_journals.max(by_room)))
+    }
+}
+
+impl Pace {
+    fn new(budget_bytes: u64, share: u64) -> Self {
+        // Hardly anything at first, all of it only at the end.
+        Self { budget_bytes, nanoseconds_per_kib: SLOWEST_NANOSECONDS * share * share / (WHOLE * WHOLE) }
+    }
+}
+
+/// A part of a whole in thousandths, at most all of it.
+fn share(part: u64, whole: u64) -> u64 {
+    part.min(whole).saturating_mul(WHOLE) / whole.max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: u64 = 1 << 30;
+    const RESERVE: u64 = 256 << 20;
+
+    fn look(journal_bytes: u64, available_bytes: u64) -> Look {
+        Look { journal_bytes, room: Some(Room { available_bytes, total_bytes: 100 << 30 }) }
+    }
+
+    fn admit(journal_bytes: u64, available_bytes: u64, bytes: u64) -> Result<Duration, NoRoom> {
+        Pressure::new(LIMIT, RESERVE).admit(bytes, || look(journal_bytes, available_bytes))
+    }
+
+    #[test]
+    fn with_room_nothing_waits() {
+        for journal in [0, LIMIT, 2 * LIMIT] {
+            assert_eq!(admit(journal, 50 << 30, 1 << 20), Ok(Duration::ZERO));
+        }
+        assert_eq!(admit(0, SLOW_FROM_RESERVES * RESERVE, 4096), Ok(Duration::ZERO));
+    }
+
+    #[test]
+    fn the_less_is_left_the_longer_a_write_waits_and_the_reserve_is_kept() {
+        let waits: Vec<_> =
+            (1..=8).map(|eighths| admit(2 * LIMIT + eighths * LIMIT / 4, 50 << 30, 1 << 20).unwrap()).collect();
+        assert!(waits.is_sorted() && waits[0] > Duration::ZERO, "{waits:?}");
+        assert_eq!(waits[7], Duration::from_nanos(1024 * SLOWEST_NANOSECONDS));
+        let waits: Vec<_> = (1..=3).rev().map(|reserves| admit(0, RESERVE * reserves + 8192, 4096).unwrap()).collect();
+        assert!(waits.is_sorted() && waits[0] > Duration::ZERO, "{waits:?}");
+        assert_eq!(admit(0, RESERVE + 4095, 4096), Err(NoRoom));
+        assert_eq!(admit(100 * LIMIT, 50 << 30, 32 << 20), Ok(LONGEST));
+    }
+
+    #[test]
+    fn a_small_file_system_keeps_a_small_reserve_and_folds_early() {
+        let room = Room { available_bytes: 20 << 20, total_bytes: 64 << 20 };
+        let pressure = Pressure::new(LIMIT, RESERVE);
+        assert_eq!(pressure.fold_from(Some(room)), 10 << 20);
+        assert!(pressure.admit(4096, || Look { journal_bytes: 0, room: Some(room) }).is_ok());
+        assert_eq!(pressure.fold_from(None), LIMIT);
+    }
+
+    #[test]
+    fn the_room_is_looked_at_for_every_step_and_again_at_once_when_there_is_none() {
+        let pressure = Pressure::new(LIMIT, RESERVE);
+        let mut looks = 0;
+        for _ in 0..3 * STEP_BYTES / 4096 {
+            let found = pressure.admit(4096, || {
+                looks += 1;
+                look(0, 50 << 30)
+            });
+            assert_eq!(found, Ok(Duration::ZERO));
+        }
+        assert_eq!(looks, 3);
+        assert_eq!(pressure.admit(STEP_BYTES, || look(0, RESERVE)), Err(NoRoom));
+        assert_eq!(pressure.admit(STEP_BYTES, || look(0, 50 << 30)), Ok(Duration::ZERO));
+    }
+}

@@ -217,7 +217,7 @@ impl Node {
             loop {
                 tokio::select! {
                     _ = interval.tick() => {}
-                    () = node.volumes.fold_due() => {}
+                    () = node.volumes.room_due() => {}
                 }
                 let now = node.swarm.statistics().total.fetched_bytes();
                 if now != received {

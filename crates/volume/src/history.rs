@@ -87,14 +87,16 @@ impl History {
         }
     }
 
-    /// The entries that are too old, or for which there is no room, the oldest first.
-    fn expired(&self, now_ms: u64) -> Vec<u64> {
+    /// The entries that are too old, or for which there is no room, the oldest first; `missing_bytes` are to be given up
+    /// whatever was asked for.
+    fn expired(&self, now_ms: u64, missing_bytes: u64) -> Vec<u64> {
         let mut bytes = self.bytes();
+        let most = self.protection.space_bytes.unwrap_or(u64::MAX);
+        let most = if missing_bytes > 0 { most.min(bytes.saturating_sub(missing_bytes)) } else { most };
         let mut expired = Vec::new();
         for (number, entry) in &self.entries {
             let old = entry.to_ms.saturating_add(self.protection.for_ms) < now_ms;
-            let large = self.protection.space_bytes.is_some_and(|most| bytes > most);
-            if !old && !large {
+            if !old && bytes <= most {
                 break;
             }
             bytes -= entry.layer.journal.tail();
@@ -220,8 +222,8 @@ impl Volumes {
         Ok(())
     }
 
-    /// Lets go of what is older than volumes are protected for, or takes more than the space they have for it; and ends
-    /// the open layers of protected volumes that have grown long.
+    /// Lets go of what is older than volumes are protected for, takes more than the space they have for it, or is in the
+    /// way of writes; and ends the open layers of protected volumes that have grown long.
     ///
     /// # Errors
     /// A journal that cannot be made durable, or a store that fails; the rest is done the next time.
@@ -237,7 +239,8 @@ impl Volumes {
             let (expired, record) = {
                 let mut history = volume.history.lock();
                 let Some(history) = &mut *history else { continue };
-                let expired = history.expired(now_ms);
+                let missing_bytes = volume.pressure.missing(self.context.room());
+                let expired = history.expired(now_ms, missing_bytes);
                 let Some(last) = expired.last().and_then(|number| history.entries.get(number)) else { continue };
                 let mut record = history.record();
                 record.since_ms = last.to_ms;

@@ -68,6 +68,15 @@ impl Pressure {
         room.map_or(self.journal_limit_bytes, |room| self.journal_limit_bytes.min(room.available_bytes / 2))
     }
 
+    /// How much has to be given up so that writes do not fail soon, in bytes: from twice the reserve on.
+    pub(crate) fn missing(&self, room: Option<Room>) -> u64 {
+        room.map_or(0, |room| (2 * self.reserve(room)).saturating_sub(room.available_bytes))
+    }
+
+    fn reserve(&self, room: Room) -> u64 {
+        self.reserve_bytes.min(room.total_bytes / RESERVE_PART)
+    }
+
     /// Admits a write, and says how long it has to wait first.
     pub(crate) fn admit(&self, bytes: u64, look: impl FnOnce() -> Look) -> Result<Duration, NoRoom> {
         let mut pace = self.state.lock();
@@ -84,7 +93,7 @@ impl Pressure {
             share(look.journal_bytes.saturating_sub(limit.saturating_mul(2)), limit.saturating_mul(2))
         };
         let Some(room) = look.room else { return Ok(Pace::new(STEP_BYTES.max(bytes), by_journals)) };
-        let reserve = self.reserve_bytes.min(room.total_bytes / RESERVE_PART);
+        let reserve = self.reserve(room);
         let spare = room.available_bytes.saturating_sub(reserve);
         if spare < bytes {
             return Err(NoRoom);
@@ -148,7 +157,9 @@ mod tests {
         let pressure = Pressure::new(LIMIT, RESERVE);
         assert_eq!(pressure.fold_from(Some(room)), 10 << 20);
         assert!(pressure.admit(4096, || Look { journal_bytes: 0, room: Some(room) }).is_ok());
-        assert_eq!(pressure.fold_from(None), LIMIT);
+        assert_eq!((pressure.fold_from(None), pressure.missing(None)), (LIMIT, 0));
+        assert_eq!(pressure.missing(Some(room)), 0);
+        assert_eq!(pressure.missing(Some(Room { available_bytes: 7 << 20, ..room })), 1 << 20);
     }
 
     #[test]

@@ -39,8 +39,8 @@ pub(crate) struct Context {
     pub(crate) journal_limit_bytes: u64,
     pub(crate) clock: Clock,
     pub(crate) reserve_bytes: u64,
-    /// Told when a volume should be folded.
-    pub(crate) fold_due: Notify,
+    /// Told when a volume should be folded, or some of its past given up.
+    pub(crate) room_due: Notify,
 }
 
 impl Context {

@@ -33,7 +33,7 @@ pub struct Volume {
     keys: JournalKeys,
     /// Held while the volume is folded: one fold at a time.
     pub(crate) folding: tokio::sync::Mutex<()>,
-    pressure: Pressure,
+    pub(crate) pressure: Pressure,
     /// That it was deleted: it is closed then, and only kept.
     pub(crate) deleted: RwLock<Option<DeletedRecord>>,
     /// What is kept of its past, where it is protected.
@@ -156,8 +156,8 @@ impl Volume {
         let look = || {
             let stack = self.cell.stack();
             let (journal_bytes, room) = (stack.journal_bytes(), stack.context.room());
-            if journal_bytes > self.pressure.fold_from(room) {
-                stack.context.fold_due.notify_one();
+            if journal_bytes > self.pressure.fold_from(room) || self.pressure.missing(room) > 0 {
+                stack.context.room_due.notify_one();
             }
             // Where folding may wait for what is elsewhere, writes do not wait for folding: only the room counts.
             Look { journal_bytes: if stack.base.origin.is_none() { journal_bytes } else { 0 }, room }

@@ -142,7 +142,7 @@ impl Volumes {
             journal_limit_bytes: options.journal_limit_bytes,
             clock: options.clock,
             reserve_bytes: options.reserve_bytes,
-            fold_due: Notify::new(),
+            room_due: Notify::new(),
         };
         let context = Arc::new(context);
         let registry = RwLock::new(crate::recovery::recover(&context)?);
@@ -233,9 +233,9 @@ impl Volumes {
         Arc::new(TreeView { cell: StackCell::new(stack) })
     }
 
-    /// Resolves when a write has found that [`Volumes::fold`] is due for some volume.
-    pub async fn fold_due(&self) {
-        self.context.fold_due.notified().await;
+    /// Resolves when a write has found that [`Volumes::fold`] or [`Volumes::expire_history`] is due for some volume.
+    pub async fn room_due(&self) {
+        self.context.room_due.notified().await;
     }
 
     /// Volumes whose journals have grown so long that [`Volumes::fold`] is due.

@@ -12,7 +12,7 @@ use std::process::Command;
 
 use fixture::{Node, noise, read, run};
 use types::{Name, Progress};
-use volume::{BlockDevice, DeviceError, Durability};
+use volume::{BlockDevice, DeviceError, Durability, Protection};
 
 /// A tmpfs, unmounted when dropped.
 struct SmallDisk(tempfile::TempDir);
@@ -111,7 +111,7 @@ fn a_writer_is_slowed_before_the_disk_is_full() {
     run(async {
         while !writer.is_finished() {
             // The writer says when; a last time nobody says anything.
-            let _ = tokio::time::timeout(std::time::Duration::from_millis(100), volumes.fold_due()).await;
+            let _ = tokio::time::timeout(std::time::Duration::from_millis(100), volumes.room_due()).await;
             for due in volumes.needs_fold() {
                 volumes.fold(&due, &Progress::default()).await.unwrap();
             }
@@ -121,6 +121,36 @@ fn a_writer_is_slowed_before_the_disk_is_full() {
     for number in WRITES - BLOCKS..WRITES {
         assert!(read(&*volume, number % BLOCKS * BLOCK as u64, BLOCK) == content(number), "block {number}");
     }
+}
+
+/// Writes do not fail for the past of a protected volume: its oldest part is given up.
+#[test]
+fn the_past_makes_room_for_writes() {
+    let Some(disk) = SmallDisk::mount(64) else {
+        eprintln!("SKIPPED: the_past_makes_room_for_writes needs root, to mount a tmpfs");
+        return;
+    };
+    const BLOCK: usize = 1 << 20;
+    let node = Node::new();
+    let volumes = node.open_in(disk.0.path());
+    let volume = volumes.create(&"disk".parse().unwrap(), 4 * BLOCK as u64).unwrap();
+    volumes.protect(&volume, Protection { for_ms: 3_600_000, space_bytes: None }).unwrap();
+    let begun = volume.window().unwrap().from_ms;
+    run(async {
+        for number in 0..200 {
+            volume
+                .write(number % 4 * BLOCK as u64, &noise(number, BLOCK), Durability::Process)
+                .expect("no write fails");
+            // As a node does every second.
+            volumes.expire_history().unwrap();
+            for due in volumes.needs_fold() {
+                volumes.fold(&due, &Progress::default()).await.unwrap();
+            }
+        }
+    });
+    let window = volume.window().unwrap();
+    assert!(window.from_ms > begun, "some of it was given up");
+    assert!(window.bytes > 8 << 20, "and not more than must be: {} bytes", window.bytes);
 }
 
 /// What folding, the roots and others need is never written to.

@@ -227,4 +227,10 @@ fn nothing_that_was_acknowledged_is_lost() {
         (seen, disk) = (all, found);
     }
     assert!(seen > 0, "snapshots were taken");
+    let scrubbed = node.brant(&["store", "scrub"]).expect("scrubbed").stdout;
+    assert!(scrubbed.contains("none damaged"), "{scrubbed}");
+    let last = read_version(&node, seen);
+    node.brant(&["store", "gc", "--grace", "0s"]).expect("collected");
+    assert_eq!(read_version(&node, seen).first_difference(&last), None, "collection took of a snapshot");
+    assert_eq!(read_disk(&attached(&node, "disk")).expect("read").first_difference(&disk), None);
 }

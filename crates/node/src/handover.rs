@@ -2,7 +2,7 @@
 //!
 //! Participants: the node that runs, the *predecessor*; a second process for the same directory, its *successor*; and
 //! the *guard*, which the predecessor becomes. The predecessor stops every export between two requests
-//! ([`export::NbdServer::suspend`]), puts state and sockets into a [`parcel::Parcel`], and then replaces its own program
+//! ([`export::NbdServer::suspend`]), puts state and sockets into a `Parcel`, and then replaces its own program
 //! by the guard (`exec`, in the same process), by which it lets go of store, journals, catalog and network, whatever
 //! still held on to them. The guard sends the parcel to the successor. When that says that it serves, the guard ends;
 //! when it fails or dies first, the guard becomes the old node again, by the same means, with the same sockets.

@@ -110,7 +110,8 @@ mod tests {
         if !command.has_subcommands() {
             found.push((path.to_owned(), command.clone()));
         }
-        for inner in command.get_subcommands() {
+        // Hidden ones are not for people.
+        for inner in command.get_subcommands().filter(|inner| !inner.is_hide_set()) {
             leaves(inner, &format!("{path} {}", inner.get_name()), found);
         }
     }

@@ -16,10 +16,11 @@ pub(crate) fn moment(text: &str, now: &Zoned) -> Result<Timestamp, String> {
         before.trim().parse::<Span>().ok().and_then(|span| now.checked_sub(span).ok())
     } else if let Ok(timestamp) = text.parse::<Timestamp>() {
         return Ok(timestamp);
-    } else if let Ok(time) = text.parse::<Time>() {
-        now.date().to_datetime(time).to_zoned(now.time_zone().clone()).ok()
     } else {
-        text.parse::<DateTime>().ok().and_then(|time| time.to_zoned(now.time_zone().clone()).ok())
+        // A time is also read from a date and time, so those come first.
+        let of_today = || text.parse::<Time>().map(|time| now.date().to_datetime(time));
+        let local = text.parse::<DateTime>().or_else(|_| of_today());
+        local.ok().and_then(|local| local.to_zoned(now.time_zone().clone()).ok())
     };
     found.map(|found| found.timestamp()).ok_or_else(|| {
         format!(

@@ -49,7 +49,9 @@ enum Verb {
   brant node restart
   brant node restart --node /var/lib/brant")]
     Restart,
-    /// Hold a node's connections while its successor starts; a node runs this by itself
+    /// Hold a node's connections while its successor starts
+    ///
+    /// A node runs this by itself.
     #[command(hide = true)]
     Guard(Guard),
 }

@@ -87,7 +87,8 @@ fn uri(server: &Server, certificates: &Path) -> String {
 }
 
 fn nbdinfo(uri: &str) -> Said {
-    run(&std::env::temp_dir(), "nbdinfo", &["--size", uri])
+    let directory = tempfile::tempdir().unwrap();
+    run(directory.path(), "nbdinfo", &["--size", uri])
 }
 
 #[test]

@@ -26,6 +26,7 @@ mod memory_index;
 mod pack;
 mod pending;
 mod recovery;
+mod removal;
 mod roots_log;
 mod scan;
 mod scrubbing;

@@ -78,30 +78,17 @@ impl Filter {
     }
 }
 
-/// The objects that are kept whatever the roots say.
+/// Filters that grow, each twice as large as the one before.
 #[derive(Debug)]
-pub(crate) struct Pins {
-    mixer: Mixer,
-    /// Each twice as large as the one before.
-    filters: RwLock<Vec<Filter>>,
-}
+struct Growing(RwLock<Vec<Filter>>);
 
-/// The number that stands for all domains together.
-const ANY_DOMAIN: u64 = 1 << 33;
-
-impl Pins {
-    pub(crate) fn new() -> Self {
-        Self { mixer: Mixer::new(), filters: RwLock::new(vec![Filter::new(FIRST_CAPACITY)]) }
+impl Growing {
+    fn new() -> Self {
+        Self(RwLock::new(vec![Filter::new(FIRST_CAPACITY)]))
     }
 
-    /// Pins an object in a domain.
-    pub(crate) fn insert(&self, key: &Key, domain: Domain) {
-        self.insert_number(self.mixer.mix(key, ANY_DOMAIN));
-        self.insert_number(self.mixer.mix(key, domain.0.into()));
-    }
-
-    fn insert_number(&self, number: u64) {
-        let filters = self.filters.read().unwrap_or_else(PoisonError::into_inner);
+    fn insert(&self, number: u64) {
+        let filters = self.0.read().unwrap_or_else(PoisonError::into_inner);
         if filters.iter().any(|filter| filter.contains(number)) {
             return;
         }
@@ -110,7 +97,7 @@ impl Pins {
         let (capacity, full) = (last.capacity, last.entered.load(Ordering::Relaxed) >= last.capacity);
         drop(filters);
         if full {
-            let mut filters = self.filters.write().unwrap_or_else(PoisonError::into_inner);
+            let mut filters = self.0.write().unwrap_or_else(PoisonError::into_inner);
             // Another thread may have seen it, too.
             if filters.last().is_some_and(|last| last.capacity == capacity) {
                 filters.push(Filter::new(2 * capacity));
@@ -118,24 +105,75 @@ impl Pins {
         }
     }
 
-    fn contains_number(&self, number: u64) -> bool {
-        let filters = self.filters.read().unwrap_or_else(PoisonError::into_inner);
+    fn contains(&self, number: u64) -> bool {
+        let filters = self.0.read().unwrap_or_else(PoisonError::into_inner);
         filters.iter().any(|filter| filter.contains(number))
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        let filters = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        filters.iter().map(|filter| filter.words.len() as u64 * 8).sum()
+    }
+}
+
+/// The number that stands for all domains together.
+const ANY_DOMAIN: u64 = 1 << 33;
+
+/// A set of objects that never says no to what was entered, and yes to about one in a hundred of what was not.
+#[derive(Debug)]
+pub(crate) struct Sieve {
+    mixer: Mixer,
+    numbers: Growing,
+}
+
+impl Sieve {
+    pub(crate) fn new() -> Self {
+        Self { mixer: Mixer::new(), numbers: Growing::new() }
+    }
+
+    pub(crate) fn insert(&self, key: &Key) {
+        self.numbers.insert(self.mixer.mix(key, ANY_DOMAIN));
+    }
+
+    pub(crate) fn contains(&self, key: &Key) -> bool {
+        self.numbers.contains(self.mixer.mix(key, ANY_DOMAIN))
+    }
+
+    pub(crate) fn memory_bytes(&self) -> u64 {
+        self.numbers.memory_bytes()
+    }
+}
+
+/// The objects that are kept whatever the roots say.
+#[derive(Debug)]
+pub(crate) struct Pins {
+    mixer: Mixer,
+    numbers: Growing,
+}
+
+impl Pins {
+    pub(crate) fn new() -> Self {
+        Self { mixer: Mixer::new(), numbers: Growing::new() }
+    }
+
+    /// Pins an object in a domain.
+    pub(crate) fn insert(&self, key: &Key, domain: Domain) {
+        self.numbers.insert(self.mixer.mix(key, ANY_DOMAIN));
+        self.numbers.insert(self.mixer.mix(key, domain.0.into()));
     }
 
     /// Whether an object is pinned in any domain.
     pub(crate) fn contains(&self, key: &Key) -> bool {
-        self.contains_number(self.mixer.mix(key, ANY_DOMAIN))
+        self.numbers.contains(self.mixer.mix(key, ANY_DOMAIN))
     }
 
     /// Whether an object is pinned in a domain.
     pub(crate) fn contains_in(&self, key: &Key, domain: Domain) -> bool {
-        self.contains_number(self.mixer.mix(key, domain.0.into()))
+        self.numbers.contains(self.mixer.mix(key, domain.0.into()))
     }
 
     pub(crate) fn memory_bytes(&self) -> u64 {
-        let filters = self.filters.read().unwrap_or_else(PoisonError::into_inner);
-        filters.iter().map(|filter| filter.words.len() as u64 * 8).sum()
+        self.numbers.memory_bytes()
     }
 }
 

@@ -6,6 +6,7 @@
 //! collection takes them. Readers hold no lock: one that finds a pack gone asks the index again.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -13,23 +14,19 @@ use format::Stored;
 use format::pack::{FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordType};
 use types::Progress;
 
-use super::committer::{Committed, Core, append_claim, append_object};
-use super::condemned::{Loss, Verdict};
+use super::committer::{Core, append_claim, append_object};
+use super::condemned::Verdict;
 use super::disk::sync_directory;
-use super::index::{Entry, State, Totals, index_error};
+use super::index::{Entry, index_error};
 use super::pack::{Pack, list_packs};
-use super::recovery::store_tag;
 use super::scan::{Check, Found, key_of, scan};
 use crate::mark::Marks;
-use crate::pins::Pins;
+use crate::pins::{Pins, Sieve};
 use crate::{CollectError, CollectOptions, CollectReport, Domain, Domains, Key, LiveRoots, StoreError};
 
 /// How much is copied, and how many objects may die, before packs are removed.
 const STEP_BYTES: u64 = 256 << 20;
-const STEP_OBJECTS: usize = 1 << 17;
-
-/// How many entries leave the index while writers wait.
-const REMOVE_AT_ONCE: usize = 512;
+const STEP_OBJECTS: usize = 1 << 20;
 
 /// A pack being written is given up for what is dead in it only if that is so much, in bytes.
 const WORTH_A_PACK_BYTES: u64 = 1 << 20;
@@ -81,12 +78,16 @@ impl Share {
 struct Collection<'c> {
     core: &'c Core,
     marks: Marks,
-    pins: std::sync::Arc<Pins>,
+    pins: Arc<Pins>,
+    /// Objects that may be present in more domains than that of their record.
+    claimed: Sieve,
     forget: &'c dyn Fn(&Key),
     options: CollectOptions,
     progress: &'c Progress,
     pace: Pace,
     report: CollectReport,
+    /// What marks, pins and the like take, in bytes.
+    tables_bytes: u64,
     /// Packs that are condemned, and their dead objects.
     step: Vec<Victim>,
     step_bytes: u64,
@@ -118,11 +119,13 @@ impl Core {
             core: self,
             marks,
             pins,
+            claimed: Sieve::new(),
             forget,
             options: *options,
             progress,
             pace: Pace::new(options.rate_bytes_per_second),
             report: CollectReport::default(),
+            tables_bytes: 0,
             step: Vec::new(),
             step_bytes: 0,
             step_objects: 0,
@@ -167,8 +170,9 @@ impl Collection<'_> {
                 victims.push(share);
             }
         }
-        let memory = self.marks.most_memory_bytes() + self.pins.memory_bytes() + seen.len() as u64;
-        self.report.memory_bytes = memory + (victims.capacity() * size_of::<Share>()) as u64;
+        let sets = self.marks.most_memory_bytes() + self.pins.memory_bytes() + self.claimed.memory_bytes();
+        self.tables_bytes = sets + (seen.len() + victims.capacity() * size_of::<Share>()) as u64;
+        self.report.memory_bytes = self.tables_bytes;
         self.progress.set_total_bytes(total_bytes);
         // What gives most for least first: it makes room for the rest.
         victims.sort_by_key(|share| (share.live_bytes, share.number));
@@ -181,10 +185,16 @@ impl Collection<'_> {
             let Some(key) = key_of(&record.header) else { continue };
             let is_object = record.header.record == RecordType::Object;
             let length = RECORD_HEADER_BYTES as u64 + if is_object { u64::from(record.header.stored_bytes) } else { 0 };
-            let live = match self.marks.find(&key) {
-                Some(place) => !is_object || !std::mem::replace(&mut seen[place], true),
+            let marked = self.marks.find(&key);
+            let live = match marked {
+                Some(_) if !is_object => true,
+                Some(place) => !std::mem::replace(&mut seen[place], true),
                 None => self.pins.contains(&key),
             };
+            // The domains of an earlier copy count, too.
+            if (!is_object && live) || (is_object && !live && marked.is_some()) {
+                self.claimed.insert(&key);
+            }
             if live {
                 share.live_bytes += length;
             } else {
@@ -222,21 +232,19 @@ impl Collection<'_> {
     fn empty(&mut self, number: u32) -> Result<(), CollectError> {
         let pack = self.core.packs.pack(number)?;
         let Some(records) = records(&pack, pack.length()?)? else { return Ok(()) };
-        let current = self.current(number, &records)?;
+        let doubtful = self.doubtful(number, &records)?;
         let mut victim = Victim { number, ..Victim::default() };
-        self.core.condemned.condemn(number, || self.judge(&current, &mut victim));
+        self.core.condemned.condemn(number, || self.judge(&records, &doubtful, &mut victim));
         self.core.removals.fetch_add(1, Ordering::AcqRel);
-        victim.changed().for_each(self.forget);
         self.step_objects += victim.dead.len();
         // From here on it is in the step, which releases it whatever comes.
         self.step.push(victim);
-        for (key, place) in current.iter().map(|(key, entry)| (key, entry.place)) {
-            if self.step.last().is_some_and(|victim| !victim.is_dead(place)) {
-                self.copy(&pack, key, place)?;
+        for record in &records {
+            match record.header.record {
+                RecordType::Object => self.copy(&pack, record)?,
+                RecordType::Claim => self.copy_claim(number, record)?,
+                RecordType::Footer => {}
             }
-        }
-        for record in records.iter().filter(|record| record.header.record == RecordType::Claim) {
-            self.copy_claim(number, record)?;
         }
         if let Some(victim) = self.step.last_mut() {
             victim.emptied = true;
@@ -244,54 +252,76 @@ impl Collection<'_> {
         Ok(())
     }
 
-    /// The objects of a pack that the index says lie there.
-    fn current(&self, number: u32, records: &[FooterEntry]) -> Result<Vec<(Key, Entry)>, CollectError> {
-        let mut current = Vec::with_capacity(records.len());
-        for record in records.iter().filter(|record| record.header.record == RecordType::Object) {
-            let Some(key) = key_of(&record.header) else { continue };
-            let here = |entry: &Entry| entry.pack == number && entry.place == record.place;
-            current.extend(self.core.find(&key)?.filter(here).map(|entry| (key, entry)));
-        }
-        Ok(current)
+    /// Whether an object is kept in a domain.
+    fn keeps(&self, key: &Key, domain: Domain) -> bool {
+        self.marks.contains_in(key, domain) || self.pins.contains_in(key, domain)
     }
 
-    /// Decides what dies in a pack, while nobody counts on it.
-    fn judge(&self, current: &[(Key, Entry)], victim: &mut Victim) -> Verdict {
-        let mut lost = HashMap::new();
-        for (key, entry) in current {
-            let is_lost =
-                |domain: &&Domain| !self.marks.contains_in(key, **domain) && !self.pins.contains_in(key, **domain);
-            let domains: Vec<Domain> = entry.domains.iter().filter(is_lost).copied().collect();
-            if domains.len() == entry.domains.len() && !self.pins.contains(key) {
-                victim.dead.insert(entry.place, *key);
-                lost.insert(entry.place, Loss::All);
-            } else if !domains.is_empty() {
-                victim.reduced.push(*key);
-                lost.insert(entry.place, Loss::Domains(domains));
+    /// The objects of a pack that are live, but maybe not in all domains that they are present in, by place.
+    fn doubtful(&self, number: u32, records: &[FooterEntry]) -> Result<HashMap<u32, Entry>, CollectError> {
+        let mut doubtful = HashMap::new();
+        for record in records.iter().filter(|record| record.header.record == RecordType::Object) {
+            let Some(key) = key_of(&record.header) else { continue };
+            let live = self.marks.find(&key).is_some() || self.pins.contains(&key);
+            if live && (self.claimed.contains(&key) || !self.keeps(&key, Domain(record.header.domain))) {
+                let here = |entry: &Entry| entry.pack == number && entry.place == record.place;
+                doubtful.extend(self.core.find(&key)?.filter(here).map(|entry| (record.place, entry)));
             }
         }
-        Verdict::new(lost)
+        Ok(doubtful)
+    }
+
+    /// Decides what dies in a pack, while nobody counts on it. What nothing refers to is dead wherever it lies, so that
+    /// the index need not be asked whether it lies here.
+    fn judge(&self, records: &[FooterEntry], doubtful: &HashMap<u32, Entry>, victim: &mut Victim) -> Verdict {
+        let mut dead = Vec::new();
+        let mut reduced = HashMap::new();
+        for record in records.iter().filter(|record| record.header.record == RecordType::Object) {
+            let Some(key) = key_of(&record.header) else { continue };
+            let pinned = self.pins.contains(&key);
+            let Some(entry) = doubtful.get(&record.place) else {
+                if !pinned && self.marks.find(&key).is_none() {
+                    dead.push(record.place);
+                }
+                continue;
+            };
+            let is_lost = |domain: &&Domain| !self.keeps(&key, **domain);
+            let lost: Vec<Domain> = entry.domains.iter().filter(is_lost).copied().collect();
+            if lost.len() == entry.domains.len() && !pinned {
+                dead.push(record.place);
+            } else if !lost.is_empty() {
+                victim.reduced.push(key);
+                reduced.insert(record.place, lost);
+            }
+        }
+        victim.dead = dead.into();
+        Verdict::new(Arc::clone(&victim.dead), reduced)
     }
 
     /// Writes a live object anew, with the domains that it keeps.
-    fn copy(&mut self, pack: &Pack, key: &Key, place: u32) -> Result<(), CollectError> {
+    fn copy(&mut self, pack: &Pack, record: &FooterEntry) -> Result<(), CollectError> {
         let Some(victim) = self.step.last_mut() else { unreachable!("the pack is in the step") };
-        let Some(entry) = self.core.find(key)?.filter(|entry| (entry.pack, entry.place) == (victim.number, place))
-        else {
-            return Ok(());
-        };
-        let stored = match pack.read_object(key, &entry) {
+        let Some(key) = key_of(&record.header).filter(|_| !victim.is_dead(record.place)) else { return Ok(()) };
+        let (number, place, header) = (victim.number, record.place, record.header);
+        let (codec, stored_bytes, plain_bytes) = (header.codec, header.stored_bytes, header.plain_bytes);
+        let stored = match pack
+            .read_object(&key, &Entry { pack: number, place, codec, stored_bytes, plain_bytes, domains: Vec::new() })
+        {
             Ok((stored, _)) => stored,
             Err(error @ StoreError::Damaged { .. }) => {
-                tracing::error!(%error, "a live object is damaged; its pack stays");
-                victim.damaged = true;
+                // One that is in quarantine, or has a later copy, is not missed.
+                let counts = self.core.find(&key)?.is_some_and(|entry| (entry.pack, entry.place) == (number, place));
+                if counts {
+                    tracing::error!(%error, "a live object is damaged; its pack stays");
+                    victim.damaged = true;
+                }
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        let length = RECORD_HEADER_BYTES as u64 + u64::from(entry.stored_bytes);
-        if !self.core.relocate(key, (victim.number, place), &stored)? {
-            victim.dead.insert(place, *key);
+        let length = RECORD_HEADER_BYTES as u64 + u64::from(stored_bytes);
+        if !self.core.relocate(&key, (number, place), &stored)? {
+            victim.died.push(place);
         }
         self.step_bytes += length;
         self.report.moved_bytes += length;
@@ -303,7 +333,7 @@ impl Collection<'_> {
     /// Writes anew that an object of another pack is present in one more domain.
     fn copy_claim(&mut self, number: u32, record: &FooterEntry) -> Result<(), CollectError> {
         let (Some(key), domain) = (key_of(&record.header), Domain(record.header.domain)) else { return Ok(()) };
-        if self.marks.contains_in(&key, domain) || self.pins.contains_in(&key, domain) {
+        if self.keeps(&key, domain) {
             self.core.claim_again(&key, number, domain)?;
             self.step_bytes += RECORD_HEADER_BYTES as u64;
             self.report.moved_bytes += RECORD_HEADER_BYTES as u64;
@@ -322,19 +352,20 @@ impl Collection<'_> {
         let numbers: Vec<u32> = step.iter().map(|victim| victim.number).collect();
         self.core.condemned.release(&numbers);
         self.core.removals.fetch_add(1, Ordering::AcqRel);
-        step.iter().flat_map(Victim::changed).for_each(self.forget);
+        step.iter().flat_map(|victim| &victim.reduced).for_each(self.forget);
         Ok(finished?)
     }
 
     fn remove(&mut self, step: &[Victim]) -> Result<(), StoreError> {
         let core = self.core;
+        let repairs = core.repairs();
+        let dead: usize = step.iter().map(|victim| victim.dead.len() * size_of::<u32>()).sum();
+        self.report.memory_bytes = self.report.memory_bytes.max(self.tables_bytes + dead as u64);
+        core.remove_dead(step, self.forget)?;
         // Held to the end, so that an index that fails is not rebuilt from packs that are being removed.
-        let mut committed = core.lock_committed();
-        for victim in step {
-            let dead: Vec<(Key, u32)> = victim.dead.iter().map(|(place, key)| (*key, *place)).collect();
-            for dead in dead.chunks(REMOVE_AT_ONCE) {
-                core.remove_entries(&mut committed, victim.number, dead)?;
-            }
+        let _committed = core.lock_committed();
+        if core.repairs() != repairs {
+            return Err(StoreError::Index("it was repaired while the dead were taken out of it".into()));
         }
         core.persist_index()?;
         for victim in step {
@@ -353,10 +384,12 @@ impl Collection<'_> {
 
 /// A pack that is being emptied.
 #[derive(Debug, Default)]
-struct Victim {
-    number: u32,
-    /// Dead objects, by place.
-    dead: HashMap<u32, Key>,
+pub(crate) struct Victim {
+    pub(crate) number: u32,
+    /// The places of the records of dead objects, ascending.
+    dead: Arc<[u32]>,
+    /// Those of objects that were found to be in no domain any more.
+    died: Vec<u32>,
     /// Objects that are not present any more in some domain.
     reduced: Vec<Key>,
     /// Nothing live is left in it.
@@ -366,12 +399,14 @@ struct Victim {
 }
 
 impl Victim {
-    fn is_dead(&self, place: u32) -> bool {
-        self.dead.contains_key(&place)
+    /// Whether the object whose record is at a place is dead.
+    pub(crate) fn is_dead(&self, place: u32) -> bool {
+        self.dead.binary_search(&place).is_ok() || self.died.contains(&place)
     }
 
-    fn changed(&self) -> impl Iterator<Item = &Key> {
-        self.dead.values().chain(&self.reduced)
+    /// How many objects are dead, at most.
+    pub(crate) fn dead_objects(&self) -> usize {
+        self.dead.len() + self.died.len()
     }
 }
 
@@ -402,39 +437,6 @@ impl Core {
             Some(entry) => append_claim(&mut writer, key, domain, &entry),
             None => Ok(()),
         }
-    }
-
-    /// Makes what left the index leave it durably.
-    pub(crate) fn persist_index(&self) -> Result<(), StoreError> {
-        self.with_index(|index| index.persist()).map_err(index_error(&self.directory.path))
-    }
-
-    /// Takes dead objects out of the index that still lie in a pack. The committer's lock is held.
-    pub(crate) fn remove_entries(
-        &self,
-        committed: &mut Committed,
-        number: u32,
-        dead: &[(Key, u32)],
-    ) -> Result<(), StoreError> {
-        let failed = || index_error(&self.directory.path);
-        // Nobody puts one of them meanwhile.
-        let _writer = self.lock_writer();
-        let mut removed = Totals::default();
-        let mut keys = Vec::with_capacity(dead.len());
-        for (key, place) in dead.iter().filter(|(key, _)| self.pending.get(key).is_none()) {
-            let found = self.with_index(|index| index.get(key)).map_err(failed())?;
-            if let Some(entry) = found.filter(|entry| (entry.pack, entry.place) == (number, *place)) {
-                removed.add(&entry);
-                keys.push(*key);
-            }
-        }
-        let mut totals = committed.totals;
-        totals.subtract_all(&removed);
-        let state = State { store_tag: store_tag(&self.packs), checkpoint: committed.checkpoint, totals };
-        self.with_index(|index| index.remove(&keys, &state)).map_err(failed())?;
-        committed.totals = totals;
-        self.pending.subtract(&removed);
-        Ok(())
     }
 }
 

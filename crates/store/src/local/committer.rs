@@ -42,6 +42,8 @@ pub(crate) struct Core {
     pub(crate) removals: AtomicU64,
     index_place: IndexPlace,
     index: RwLock<Option<Box<dyn Index>>>,
+    /// Counts how often the index was opened again or rebuilt.
+    pub(crate) repairs: AtomicU64,
     /// Counts how often pending entries went to the index: a search that saw one count all the time missed nothing.
     moves: AtomicU64,
     /// A write could not be made durable.
@@ -89,6 +91,7 @@ impl Core {
             removals: AtomicU64::new(0),
             index_place,
             index: RwLock::new(Some(index)),
+            repairs: AtomicU64::new(0),
             moves: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             current_pack: AtomicU32::new(state.checkpoint.pack),
@@ -141,6 +144,7 @@ impl Core {
     ) -> Result<T, StoreError> {
         tracing::error!(%error, "chunk index failed and is opened again");
         let mut slot = self.index.write().unwrap_or_else(PoisonError::into_inner);
+        self.repairs.fetch_add(1, Ordering::AcqRel);
         *slot = None;
         let recovered = recover(&self.index_place, &self.packs, Some(checkpoint))?;
         let first = retry(&*recovered.index);

@@ -5,7 +5,7 @@
 //! answer that was given holds, and after the condemnation what is not kept is put anew.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 use super::index::Entry;
 use crate::Domain;
@@ -13,33 +13,25 @@ use crate::Domain;
 /// What of a condemned pack's objects changes.
 #[derive(Debug, Default)]
 pub(crate) struct Verdict {
-    /// What objects lose, by the places of their records.
-    lost: HashMap<u32, Loss>,
+    /// The places of the records of dead objects, ascending.
+    dead: Arc<[u32]>,
+    /// Domains in which objects are not present any more, by place.
+    lost: HashMap<u32, Vec<Domain>>,
     /// Domains that were added since, by place.
     added: Mutex<HashMap<u32, Vec<Domain>>>,
 }
 
-/// What an object loses.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Loss {
-    /// It is dead.
-    All,
-    /// It is not present in these domains any more.
-    Domains(Vec<Domain>),
-}
-
 impl Verdict {
-    pub(crate) fn new(lost: HashMap<u32, Loss>) -> Self {
-        Self { lost, added: Mutex::default() }
+    pub(crate) fn new(dead: Arc<[u32]>, lost: HashMap<u32, Vec<Domain>>) -> Self {
+        Self { dead, lost, added: Mutex::default() }
     }
 
     /// The entry with the domains that it keeps; `None` where it is dead.
     pub(crate) fn apply(&self, entry: Entry) -> Option<Entry> {
-        let lost = match self.lost.get(&entry.place) {
-            None => return Some(entry),
-            Some(Loss::All) => return None,
-            Some(Loss::Domains(lost)) => lost,
-        };
+        if self.dead.binary_search(&entry.place).is_ok() {
+            return None;
+        }
+        let Some(lost) = self.lost.get(&entry.place) else { return Some(entry) };
         let added = self.added.lock().unwrap_or_else(PoisonError::into_inner);
         let added = added.get(&entry.place).map_or(&[][..], Vec::as_slice);
         let mut domains = entry.domains;

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Bound;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
@@ -12,7 +13,7 @@ use fjall::config::{BloomConstructionPolicy, FilterPolicy, FilterPolicyEntry};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 
 use super::index::{Entry, Index, IndexError, State};
-use crate::Key;
+use crate::{Key, Kind};
 
 const KEYSPACE: &str = "objects";
 
@@ -79,10 +80,27 @@ fn bytes_of(key: &Key) -> [u8; 33] {
     bytes
 }
 
+fn key_of(bytes: &[u8]) -> Option<Key> {
+    let (kind, hash) = bytes.split_first()?;
+    Some(Key { kind: Kind::from_byte(*kind)?, hash: hash.try_into().ok()? })
+}
+
 impl Index for FjallIndex {
     fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
         let Some(bytes) = guarded(|| self.objects.get(bytes_of(key)))? else { return Ok(None) };
         Ok(Some(Entry::decode(&bytes).ok_or("a malformed index entry")?))
+    }
+
+    fn visit(&self, after: Option<&Key>, visit: &mut dyn FnMut(Key, Entry) -> bool) -> Result<(), IndexError> {
+        let begin = after.map_or(Bound::Excluded(STATE_KEY.to_vec()), |key| Bound::Excluded(bytes_of(key).to_vec()));
+        let mut entries = guarded(|| Ok(self.objects.range((begin, Bound::Unbounded))))?;
+        while let Some((key, entry)) = guarded(|| entries.next().map(fjall::Guard::into_inner).transpose())? {
+            let key = key_of(&key).ok_or("a malformed index key")?;
+            if !visit(key, Entry::decode(&entry).ok_or("a malformed index entry")?) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn apply(&self, entries: &BTreeMap<Key, Entry>, state: &State) -> Result<(), IndexError> {

@@ -170,6 +170,10 @@ pub(crate) trait Index: Send + Sync + Debug {
     /// Finds an object.
     fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError>;
 
+    /// Shows entries in the order of their keys, from the first one behind `after` on, until `visit` says that it has
+    /// enough.
+    fn visit(&self, after: Option<&Key>, visit: &mut dyn FnMut(Key, Entry) -> bool) -> Result<(), IndexError>;
+
     /// Writes entries and the state, all or none; it need not survive the loss of power, but nothing later may survive
     /// without it.
     fn apply(&self, entries: &BTreeMap<Key, Entry>, state: &State) -> Result<(), IndexError>;
@@ -186,7 +190,43 @@ pub(crate) trait Index: Send + Sync + Debug {
 
 #[cfg(test)]
 mod tests {
+    use super::super::fjall_index::FjallIndex;
+    use super::super::memory_index::MemoryIndex;
     use super::*;
+    use crate::Kind;
+
+    #[test]
+    fn entries_are_shown_in_order_from_any_key_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let engines: [Box<dyn Index>; 2] =
+            [FjallIndex::open(directory.path()).unwrap(), Box::new(MemoryIndex::default())];
+        let entry = |place| {
+            let domains = vec![Domain::OWN];
+            Entry { pack: 1, place, codec: Codec::Plain, stored_bytes: 1, plain_bytes: 1, domains }
+        };
+        let key = |place: u32| Key { kind: Kind::Chunk, hash: *blake3::hash(&place.to_le_bytes()).as_bytes() };
+        let entries: BTreeMap<Key, Entry> = (0..100).map(|place| (key(place), entry(place))).collect();
+        let state = State { store_tag: [0; 8], checkpoint: Checkpoint::default(), totals: Totals::default() };
+        for index in engines {
+            index.apply(&entries, &state).unwrap();
+            let mut seen = BTreeMap::new();
+            let mut after = None;
+            loop {
+                let (before, from) = (seen.len(), after);
+                let mut visit = |key, entry| {
+                    assert!(after.is_none_or(|after| key > after), "in order");
+                    after = Some(key);
+                    seen.insert(key, entry);
+                    seen.len() < before + 7
+                };
+                index.visit(from.as_ref(), &mut visit).unwrap();
+                if seen.len() < before + 7 {
+                    break;
+                }
+            }
+            assert_eq!(seen, entries);
+        }
+    }
 
     #[test]
     fn entries_and_states_come_back_and_other_bytes_do_not() {

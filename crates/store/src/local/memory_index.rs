@@ -1,6 +1,7 @@
 //! The index in memory, for media that are not the host's file system: built from the packs at every opening.
 
 use std::collections::BTreeMap;
+use std::ops::Bound;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use super::index::{Entry, Index, IndexError, State};
@@ -25,6 +26,14 @@ impl MemoryIndex {
 impl Index for MemoryIndex {
     fn get(&self, key: &Key) -> Result<Option<Entry>, IndexError> {
         Ok(self.read().entries.get(key).cloned())
+    }
+
+    fn visit(&self, after: Option<&Key>, visit: &mut dyn FnMut(Key, Entry) -> bool) -> Result<(), IndexError> {
+        let content = self.read();
+        let begin = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut entries = content.entries.range::<Key, _>((begin, Bound::Unbounded));
+        let _ended_early = entries.any(|(key, entry)| !visit(*key, entry.clone()));
+        Ok(())
     }
 
     fn apply(&self, entries: &BTreeMap<Key, Entry>, state: &State) -> Result<(), IndexError> {

@@ -113,6 +113,12 @@ pub enum RecordType {
     Claim = 2,
     /// The index footer of a full pack: its entries follow.
     Footer = 3,
+    /// Room: what follows is nothing that this record knows of.
+    Room = 4,
+}
+
+impl RecordType {
+    const ALL: [Self; 4] = [Self::Object, Self::Claim, Self::Footer, Self::Room];
 }
 
 /// What a record says of what follows it.
@@ -139,6 +145,34 @@ pub struct RecordHeader {
 }
 
 impl RecordHeader {
+    const EMPTY_ROOM: Self = Self {
+        record: RecordType::Room,
+        kind: 0,
+        codec: Codec::Plain,
+        cipher: 0,
+        domain: 0,
+        stored_bytes: 0,
+        plain_bytes: 0,
+        key_id: 0,
+        hash: [0; 32],
+    };
+
+    /// Rooms that fill a gap of at least a header's length from a place on, with their places.
+    pub fn rooms(mut place: u64, mut length: u64) -> impl Iterator<Item = (u64, Self)> {
+        let header = RECORD_HEADER_BYTES as u64;
+        std::iter::from_fn(move || {
+            let most = u64::from(MAX_STORED_BYTES);
+            let follows = length.checked_sub(header)?;
+            // What is left behind a room must have room for a header, too.
+            let follows = if follows <= most { follows } else { follows.saturating_sub(header).min(most) };
+            let room = Self { stored_bytes: u32::try_from(follows).ok()?, ..Self::EMPTY_ROOM };
+            let here = place;
+            place += header + follows;
+            length -= header + follows;
+            Some((here, room))
+        })
+    }
+
     /// Encodes it for its place, in bytes from the beginning of the pack.
     #[must_use]
     pub fn encode(&self, secret: &PackSecret, place: u64) -> [u8; RECORD_HEADER_BYTES] {
@@ -177,10 +211,8 @@ impl RecordHeader {
 
     fn from_fields(bytes: &[u8]) -> Result<Self, PackError> {
         let bytes = bytes.first_chunk::<52>().ok_or(PackError::Length(bytes.len()))?;
-        let record = [RecordType::Object, RecordType::Claim, RecordType::Footer]
-            .into_iter()
-            .find(|record| *record as u8 == bytes[0])
-            .ok_or(PackError::Invalid("type"))?;
+        let mut types = RecordType::ALL.into_iter();
+        let record = types.find(|record| *record as u8 == bytes[0]).ok_or(PackError::Invalid("type"))?;
         let mut hash = [0; 32];
         hash.copy_from_slice(&bytes[20..]);
         let header = Self {
@@ -199,6 +231,9 @@ impl RecordHeader {
         }
         if header.stored_bytes > MAX_STORED_BYTES || (record == RecordType::Claim && header.stored_bytes != 0) {
             return Err(PackError::Invalid("length"));
+        }
+        if record == RecordType::Room && header != (Self { stored_bytes: header.stored_bytes, ..Self::EMPTY_ROOM }) {
+            return Err(PackError::Invalid("room"));
         }
         Ok(header)
     }
@@ -328,6 +363,24 @@ mod tests {
             key_id: 0,
             hash: [0xab; 32],
         }
+    }
+
+    #[test]
+    fn rooms_fill_a_gap_and_say_nothing_else() {
+        let most = u64::from(MAX_STORED_BYTES);
+        for length in [64, 65, 127, 128, 4096, most + 63, most + 64, most + 65, most + 127, most + 128, 5 * most + 1] {
+            let mut end = 1000;
+            for (place, room) in RecordHeader::rooms(1000, length) {
+                assert_eq!(place, end, "{length}");
+                assert_eq!(RecordHeader::decode(&room.encode(&SECRET, place), &SECRET, place), Ok(room), "{length}");
+                end = place + RECORD_HEADER_BYTES as u64 + u64::from(room.stored_bytes);
+            }
+            assert_eq!(end, 1000 + length);
+        }
+        let (place, room) = RecordHeader::rooms(64, 100).next().unwrap();
+        let decode = |room: RecordHeader| RecordHeader::decode(&room.encode(&SECRET, place), &SECRET, place);
+        assert_eq!(decode(RecordHeader { domain: 1, ..room }), Err(PackError::Invalid("room")));
+        assert_eq!(decode(RecordHeader { hash: [1; 32], ..room }), Err(PackError::Invalid("room")));
     }
 
     #[test]

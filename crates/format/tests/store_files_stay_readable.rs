@@ -73,6 +73,23 @@ fn packs() {
 }
 
 #[test]
+fn hollow_packs() {
+    let mut pack = PackHeader { number: 1, secret: SECRET }.encode().to_vec();
+    let rooms: Vec<_> = RecordHeader::rooms(PACK_HEADER_BYTES as u64, 100).collect();
+    let [(room_place, room)] = rooms[..] else { panic!("one room") };
+    pack.extend(room.encode(&SECRET, room_place));
+    pack.extend([0; 36]);
+    let place = pack.len();
+    pack.extend(object().encode(&SECRET, place as u64));
+    pack.extend(CONTENT);
+    let footer_place = pack.len() as u64;
+    let entries = [FooterEntry { header: object(), place: u32::try_from(place).unwrap() }];
+    pack.extend(encode_footer(&entries, &SECRET, footer_place));
+    compare("pack-v1-hollow.hex", &pack);
+    assert_eq!(RecordHeader::decode(&pack[PACK_HEADER_BYTES..], &SECRET, 64), Ok(room));
+}
+
+#[test]
 fn roots_logs() {
     let transaction = Transaction {
         sequence: 1,

@@ -85,7 +85,7 @@ pub struct IncompleteRoots {
 pub struct CollectOptions {
     /// How many bytes may be read and written per second; no limit where none is given.
     pub rate_bytes_per_second: Option<u64>,
-    /// A pack of which less is live is written anew, in percent; with 100 every dead object goes.
+    /// A pack of which less is live is hollowed or written anew, in percent; with 100 every dead object goes.
     pub live_percent: u8,
     /// Only count what would be done.
     pub dry_run: bool,
@@ -110,7 +110,9 @@ pub struct CollectReport {
     pub dead_bytes: u64,
     /// Packs that were removed.
     pub removed_packs: u64,
-    /// Bytes that came back: the length of the packs that were removed, less what was written anew.
+    /// Packs in which the room of what is dead was given back where it lay.
+    pub hollowed_packs: u64,
+    /// Bytes that came back: the length of the packs that were removed, and what was given back in others.
     pub freed_bytes: u64,
     /// Bytes of live objects that were written anew.
     pub moved_bytes: u64,

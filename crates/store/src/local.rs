@@ -20,6 +20,7 @@ mod condemned;
 mod directory;
 mod disk;
 mod fjall_index;
+mod hollow;
 mod hot;
 mod index;
 mod memory_index;
@@ -30,6 +31,7 @@ mod removal;
 mod roots_log;
 mod scan;
 mod scrubbing;
+mod survey;
 mod writer;
 
 use std::fmt;

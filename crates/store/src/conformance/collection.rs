@@ -63,7 +63,9 @@ pub(super) fn check(make: &dyn Fn() -> Open) {
     absent_parts_are_passed_over(make());
     only_nodes_are_kept_where_only_they_are_wanted(make());
     a_dry_run_changes_nothing(make());
-    collection_goes_on_beside_puts_and_reads(make());
+    // Small objects share blocks of the file system, and large ones do not.
+    collection_goes_on_beside_puts_and_reads(make(), 3000);
+    collection_goes_on_beside_puts_and_reads(make(), 50_000);
 }
 
 fn disk(first: u32) -> Vec<Vec<u8>> {
@@ -229,10 +231,10 @@ fn a_dry_run_changes_nothing(mut open: Open) {
 }
 
 /// Putters that hold, and readers of what is live, meet collections that would take all the rest.
-fn collection_goes_on_beside_puts_and_reads(mut open: Open) {
+fn collection_goes_on_beside_puts_and_reads(mut open: Open, length: usize) {
     let mut store = open();
     let own = Domains::from(Domain::OWN);
-    let live = disk(0);
+    let live: Vec<Vec<u8>> = (0..10).map(|number| sample(number, length)).collect();
     let root = put_tree(&*store, Domain::OWN, &live);
     let roots = [live_tree(root, 10, &own)];
     let stop = AtomicBool::new(false);
@@ -252,8 +254,8 @@ fn collection_goes_on_beside_puts_and_reads(mut open: Open) {
                 scope.spawn(move || {
                     for round in 0..12_u32 {
                         // Half of these are put by all putters, and may be dead from an earlier round.
-                        let shared = (0..10).map(|number| sample(1000 + number + round % 3 * 10, 2500));
-                        let own = (0..10).map(|number| sample(10_000 * (putter + 1) + 10 * round + number, 2500));
+                        let shared = (0..10).map(|number| sample(1000 + number + round % 3 * 10, length));
+                        let own = (0..10).map(|number| sample(10_000 * (putter + 1) + 10 * round + number, length));
                         let all: Vec<_> = shared.chain(own).collect();
                         let hold = store.hold();
                         let held: Vec<(Key, Bytes)> =

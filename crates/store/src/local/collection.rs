@@ -1,9 +1,10 @@
-//! Collection: packs of which little is live give it to new packs, and are removed.
+//! Collection: packs of which little is live give their room back.
 //!
-//! For each pack, in this order: it is condemned, so that nobody counts on what is dead in it any more; what is live is
-//! copied to the pack that is being written, and committed; the dead leave the index, durably; the file is removed. A
-//! crash in between leaves second copies, of which the later counts, or a pack that nothing refers to; the next
-//! collection takes them. Readers hold no lock: one that finds a pack gone asks the index again.
+//! For each pack, in this order: it is condemned, so that nobody counts on what is dead in it any more; where it is not
+//! to be hollowed, what is live is copied to the pack that is being written, and committed; the dead leave the index,
+//! durably; the pack is hollowed, or removed. A crash in between leaves second copies, of which the later counts, or a
+//! pack that nothing refers to; the next collection takes them. Readers hold no lock: one that finds a pack gone, or
+//! nothing in it, asks the index again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -11,15 +12,16 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use format::Stored;
-use format::pack::{FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordType};
+use format::pack::{FOOTER_ENTRY_BYTES, FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordType};
 use types::Progress;
 
 use super::committer::{Core, append_claim, append_object};
 use super::condemned::Verdict;
 use super::disk::sync_directory;
 use super::index::{Entry, index_error};
-use super::pack::{Pack, list_packs};
+use super::pack::Pack;
 use super::scan::{Check, Found, key_of, scan};
+use super::survey::Share;
 use crate::mark::Marks;
 use crate::pins::{Pins, Sieve};
 use crate::{CollectError, CollectOptions, CollectReport, Domain, Domains, Key, LiveRoots, StoreError};
@@ -27,9 +29,6 @@ use crate::{CollectError, CollectOptions, CollectReport, Domain, Domains, Key, L
 /// How much is copied, and how many objects may die, before packs are removed.
 const STEP_BYTES: u64 = 256 << 20;
 const STEP_OBJECTS: usize = 1 << 20;
-
-/// A pack being written is given up for what is dead in it only if that is so much, in bytes.
-const WORTH_A_PACK_BYTES: u64 = 1 << 20;
 
 /// Keeps to a rate.
 #[derive(Debug)]
@@ -60,34 +59,20 @@ impl Pace {
     }
 }
 
-/// What is live in a pack, and what is not.
-#[derive(Clone, Copy, Debug, Default)]
-struct Share {
-    number: u32,
-    live_bytes: u64,
-    dead_bytes: u64,
-}
-
-impl Share {
-    fn is_below(&self, percent: u8) -> bool {
-        self.dead_bytes > 0 && self.live_bytes * 100 < (self.live_bytes + self.dead_bytes) * u64::from(percent.min(100))
-    }
-}
-
 /// One collection.
-struct Collection<'c> {
-    core: &'c Core,
-    marks: Marks,
-    pins: Arc<Pins>,
+pub(crate) struct Collection<'c> {
+    pub(crate) core: &'c Core,
+    pub(crate) marks: Marks,
+    pub(crate) pins: Arc<Pins>,
     /// Objects that may be present in more domains than that of their record.
-    claimed: Sieve,
+    pub(crate) claimed: Sieve,
     forget: &'c dyn Fn(&Key),
-    options: CollectOptions,
-    progress: &'c Progress,
-    pace: Pace,
-    report: CollectReport,
+    pub(crate) options: CollectOptions,
+    pub(crate) progress: &'c Progress,
+    pub(crate) pace: Pace,
+    pub(crate) report: CollectReport,
     /// What marks, pins and the like take, in bytes.
-    tables_bytes: u64,
+    pub(crate) tables_bytes: u64,
     /// Packs that are condemned, and their dead objects.
     step: Vec<Victim>,
     step_bytes: u64,
@@ -142,76 +127,6 @@ impl Core {
 }
 
 impl Collection<'_> {
-    /// Finds out how much of each pack is live, the latest first: of two copies the later one counts.
-    fn survey(&mut self) -> Result<Vec<Share>, CollectError> {
-        let packs = &self.core.packs;
-        let numbers = list_packs(&*packs.medium, &packs.directory)?;
-        let last = self.core.lock_writer().position();
-        let mut seen = vec![false; self.marks.places()];
-        let mut victims = Vec::new();
-        let mut total_bytes = 0;
-        for number in numbers.into_iter().rev().filter(|number| *number <= last.pack) {
-            let pack = packs.pack(number)?;
-            let end = if number == last.pack { last.end } else { pack.length()? };
-            let Some(records) = records(&pack, end)? else {
-                // What a damaged pack still holds is evidence; nothing of it is lost by leaving it.
-                self.report.damaged_packs += 1;
-                continue;
-            };
-            self.pace.spend(records.len() as u64 * RECORD_HEADER_BYTES as u64, self.progress)?;
-            let share = self.share(number, &records, &mut seen);
-            let worth = number != last.pack
-                || self.options.live_percent >= 100
-                || share.dead_bytes >= WORTH_A_PACK_BYTES.min(end / 2);
-            // A pack without any record that is not the last one has nothing to keep.
-            let empty = records.is_empty() && number != last.pack;
-            if empty || (worth && share.is_below(self.options.live_percent)) {
-                total_bytes += share.live_bytes;
-                victims.push(share);
-            }
-        }
-        let sets = self.marks.most_memory_bytes() + self.pins.memory_bytes() + self.claimed.memory_bytes();
-        self.tables_bytes = sets + (seen.len() + victims.capacity() * size_of::<Share>()) as u64;
-        self.report.memory_bytes = self.tables_bytes;
-        self.progress.set_total_bytes(total_bytes);
-        // What gives most for least first: it makes room for the rest.
-        victims.sort_by_key(|share| (share.live_bytes, share.number));
-        Ok(victims)
-    }
-
-    fn share(&mut self, number: u32, records: &[FooterEntry], seen: &mut [bool]) -> Share {
-        let mut share = Share { number, ..Share::default() };
-        for record in records {
-            let Some(key) = key_of(&record.header) else { continue };
-            let is_object = record.header.record == RecordType::Object;
-            let length = RECORD_HEADER_BYTES as u64 + if is_object { u64::from(record.header.stored_bytes) } else { 0 };
-            let marked = self.marks.find(&key);
-            let live = match marked {
-                Some(_) if !is_object => true,
-                Some(place) => !std::mem::replace(&mut seen[place], true),
-                None => self.pins.contains(&key),
-            };
-            // The domains of an earlier copy count, too.
-            if (!is_object && live) || (is_object && !live && marked.is_some()) {
-                self.claimed.insert(&key);
-            }
-            if live {
-                share.live_bytes += length;
-            } else {
-                share.dead_bytes += length;
-            }
-            if is_object {
-                let (objects, bytes) = match live {
-                    true => (&mut self.report.live_objects, &mut self.report.live_bytes),
-                    false => (&mut self.report.dead_objects, &mut self.report.dead_bytes),
-                };
-                *objects += 1;
-                *bytes += u64::from(record.header.stored_bytes);
-            }
-        }
-        share
-    }
-
     fn sweep(&mut self, victims: &[Share]) -> Result<(), CollectError> {
         let last = self.core.lock_writer().position().pack;
         if victims.iter().any(|victim| victim.number == last) {
@@ -220,7 +135,7 @@ impl Collection<'_> {
         }
         for victim in victims {
             self.progress.check()?;
-            self.empty(victim.number)?;
+            self.empty(victim)?;
             if self.step_bytes >= STEP_BYTES || self.step_objects >= STEP_OBJECTS {
                 self.end_step()?;
             }
@@ -228,26 +143,37 @@ impl Collection<'_> {
         Ok(())
     }
 
-    /// Condemns a pack, and copies what is live in it.
-    fn empty(&mut self, number: u32) -> Result<(), CollectError> {
+    /// Condemns what is dead in a pack, and copies what is live unless the pack is to be hollowed.
+    fn empty(&mut self, share: &Share) -> Result<(), CollectError> {
+        let number = share.number;
         let pack = self.core.packs.pack(number)?;
-        let Some(records) = records(&pack, pack.length()?)? else { return Ok(()) };
+        let Some((records, has_footer)) = listing(&pack, pack.length()?)? else { return Ok(()) };
         let doubtful = self.doubtful(number, &records)?;
         let mut victim = Victim { number, ..Victim::default() };
         self.core.condemned.condemn(number, || self.judge(&records, &doubtful, &mut victim));
         self.core.removals.fetch_add(1, Ordering::AcqRel);
         self.step_objects += victim.dead.len();
         // From here on it is in the step, which releases it whatever comes.
+        let hollow = share.hollow_bytes.is_some() && has_footer && victim.reduced.is_empty();
         self.step.push(victim);
-        for record in &records {
-            match record.header.record {
-                RecordType::Object => self.copy(&pack, record)?,
-                RecordType::Claim => self.copy_claim(number, record)?,
-                RecordType::Footer => {}
-            }
+        if hollow {
+            self.pace.spend((records.len() * FOOTER_ENTRY_BYTES) as u64, self.progress)?;
+        } else {
+            self.copy_all(&pack, &records)?;
         }
         if let Some(victim) = self.step.last_mut() {
-            victim.emptied = true;
+            victim.end = if hollow { End::Hollowed } else { End::Removed };
+        }
+        Ok(())
+    }
+
+    fn copy_all(&mut self, pack: &Pack, records: &[FooterEntry]) -> Result<(), CollectError> {
+        for record in records {
+            match record.header.record {
+                RecordType::Object => self.copy(pack, record)?,
+                RecordType::Claim => self.copy_claim(pack.number, record)?,
+                RecordType::Footer | RecordType::Room => {}
+            }
         }
         Ok(())
     }
@@ -362,27 +288,51 @@ impl Collection<'_> {
         let dead: usize = step.iter().map(|victim| victim.dead.len() * size_of::<u32>()).sum();
         self.report.memory_bytes = self.report.memory_bytes.max(self.tables_bytes + dead as u64);
         core.remove_dead(step, self.forget)?;
-        // Held to the end, so that an index that fails is not rebuilt from packs that are being removed.
-        let _committed = core.lock_committed();
-        if core.repairs() != repairs {
-            return Err(StoreError::Index("it was repaired while the dead were taken out of it".into()));
+        {
+            let _committed = core.lock_unrepaired(repairs)?;
+            core.persist_index()?;
         }
-        core.persist_index()?;
         for victim in step {
-            self.report.damaged_packs += u64::from(victim.damaged);
-            if victim.damaged || !victim.emptied {
-                continue;
+            // Held meanwhile, so that an index that fails is not rebuilt from a pack that is on its way out.
+            let _committed = core.lock_unrepaired(repairs)?;
+            match victim.end {
+                End::Removed if victim.damaged => self.report.damaged_packs += 1,
+                End::Removed => {
+                    self.report.freed_bytes += core.packs.pack(victim.number)?.length()?;
+                    core.remove_pack(victim.number)?;
+                    self.report.removed_packs += 1;
+                }
+                End::Hollowed => {
+                    let pack = core.packs.pack(victim.number)?;
+                    let is_kept = |record: &FooterEntry| match record.header.record {
+                        RecordType::Object => !victim.is_dead(record.place),
+                        _ => self.is_live(record),
+                    };
+                    if let Some(freed) = core.hollow(&pack, is_kept)? {
+                        self.report.freed_bytes += freed;
+                        self.report.hollowed_packs += 1;
+                    }
+                }
+                End::Open => {}
             }
-            let length = core.packs.pack(victim.number)?.length()?;
-            core.remove_pack(victim.number)?;
-            self.report.removed_packs += 1;
-            self.report.freed_bytes += length;
         }
         sync_directory(&*core.packs.medium, &core.packs.directory)
     }
 }
 
-/// A pack that is being emptied.
+/// What is to become of a pack when the dead have left the index.
+#[derive(Clone, Copy, Debug, Default)]
+enum End {
+    /// Nothing: it was not brought so far.
+    #[default]
+    Open,
+    /// Nothing live is left in it.
+    Removed,
+    /// What is live stays in it.
+    Hollowed,
+}
+
+/// A pack of which what is dead is condemned.
 #[derive(Debug, Default)]
 pub(crate) struct Victim {
     pub(crate) number: u32,
@@ -392,8 +342,7 @@ pub(crate) struct Victim {
     died: Vec<u32>,
     /// Objects that are not present any more in some domain.
     reduced: Vec<Key>,
-    /// Nothing live is left in it.
-    emptied: bool,
+    end: End,
     /// Something live in it cannot be read, so it stays.
     damaged: bool,
 }
@@ -442,8 +391,13 @@ impl Core {
 
 /// The records of a pack by place; `None` where something between them is damaged.
 pub(crate) fn records(pack: &Pack, end: u64) -> Result<Option<Vec<FooterEntry>>, StoreError> {
-    if let Some(entries) = pack.footer()? {
-        return Ok(Some(entries));
+    Ok(listing(pack, end)?.map(|(records, _)| records))
+}
+
+/// The records of a pack by place, and whether it has a footer.
+pub(crate) fn listing(pack: &Pack, end: u64) -> Result<Option<(Vec<FooterEntry>, bool)>, StoreError> {
+    if let Some((entries, _)) = pack.footer()? {
+        return Ok(Some((entries, true)));
     }
     let mut entries = Vec::new();
     let mut damaged = false;
@@ -456,5 +410,5 @@ pub(crate) fn records(pack: &Pack, end: u64) -> Result<Option<Vec<FooterEntry>>,
         Ok(())
     })?;
     let whole = !damaged || pack.never_written()?;
-    Ok(whole.then_some(entries))
+    Ok(whole.then_some((entries, false)))
 }

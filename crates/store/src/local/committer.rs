@@ -48,9 +48,11 @@ pub(crate) struct Core {
     moves: AtomicU64,
     /// A write could not be made durable.
     pub(crate) stopped: AtomicBool,
+    /// The file system has been found to give no room inside a file back.
+    pub(crate) cannot_punch: AtomicBool,
     /// The pack of the last commit: those before it do not change any more.
     current_pack: AtomicU32,
-    sealed: Mutex<SealedBytes>,
+    pub(crate) sealed: Mutex<SealedBytes>,
 }
 
 /// What has been committed.
@@ -63,9 +65,9 @@ pub(crate) struct Committed {
 
 /// What the packs before `next` allocate; they do not change any more.
 #[derive(Debug, Default)]
-struct SealedBytes {
-    next: u32,
-    bytes: u64,
+pub(crate) struct SealedBytes {
+    pub(crate) next: u32,
+    pub(crate) bytes: u64,
 }
 
 impl Core {
@@ -94,6 +96,7 @@ impl Core {
             repairs: AtomicU64::new(0),
             moves: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            cannot_punch: AtomicBool::new(false),
             current_pack: AtomicU32::new(state.checkpoint.pack),
             sealed: Mutex::default(),
         };

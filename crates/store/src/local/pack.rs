@@ -22,6 +22,9 @@ use crate::{Key, StoreError, checked_plain};
 /// How many packs are kept open for reading.
 const OPEN_PACKS: usize = 128;
 
+/// A footer's entries, and its place.
+pub(crate) type Footer = (Vec<FooterEntry>, u64);
+
 /// A pack, open for reading; the writer also appends to it.
 #[derive(Debug)]
 pub(crate) struct Pack {
@@ -119,8 +122,8 @@ impl Pack {
         Ok((stored, plain))
     }
 
-    /// Reads the footer; `None` where the pack is not full, or its footer is damaged.
-    pub(crate) fn footer(&self) -> Result<Option<Vec<FooterEntry>>, StoreError> {
+    /// Reads the footer, and returns its entries and place; `None` where the pack is not full, or its footer is damaged.
+    pub(crate) fn footer(&self) -> Result<Option<Footer>, StoreError> {
         let length = self.length()?;
         let Some(trailer_place) = length.checked_sub(TRAILER_BYTES as u64) else { return Ok(None) };
         let Some(trailer) = self.read(trailer_place, TRAILER_BYTES)? else { return Ok(None) };
@@ -131,7 +134,7 @@ impl Pack {
             return Ok(None);
         }
         let Some(payload) = self.read(payload_place, header.stored_bytes as usize)? else { return Ok(None) };
-        Ok(decode_footer(&header, &payload).ok())
+        Ok(decode_footer(&header, &payload).ok().map(|entries| (entries, place)))
     }
 }
 

@@ -224,7 +224,7 @@ impl Replay<'_> {
             self.damage(pack, None, 0, PACK_HEADER_BYTES as u64);
         }
         if end == length
-            && let Some(entries) = pack.footer()?
+            && let Some((entries, _)) = pack.footer()?
         {
             if from < length {
                 self.footer(pack.number, from, &entries)?;
@@ -298,7 +298,7 @@ impl Replay<'_> {
                 Some(entry)
             }
             // What is claimed was damaged, and is not there.
-            (RecordType::Claim, None) | (RecordType::Footer, _) => None,
+            (RecordType::Claim, None) | (RecordType::Footer | RecordType::Room, _) => None,
         };
         self.batch.extend(entry.map(|entry| (key, entry)));
         self.state.checkpoint.end = place + RECORD_HEADER_BYTES as u64 + u64::from(header.stored_bytes);

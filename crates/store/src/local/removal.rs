@@ -4,6 +4,7 @@
 //! stays. Each batch leaves in one step with the totals, so that these are right whatever comes in between. Commits wait
 //! for one batch at a time.
 
+use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
 use format::pack::{FooterEntry, RecordType};
@@ -124,6 +125,15 @@ impl Core {
     /// Makes what left the index leave it durably.
     pub(crate) fn persist_index(&self) -> Result<(), StoreError> {
         self.with_index(|index| index.persist()).map_err(index_error(&self.directory.path))
+    }
+
+    /// Takes the committer's lock, if the index was not repaired since: it may have taken up again what left it.
+    pub(crate) fn lock_unrepaired(&self, repairs: u64) -> Result<MutexGuard<'_, Committed>, StoreError> {
+        let committed = self.lock_committed();
+        if self.repairs() != repairs {
+            return Err(StoreError::Index("it was repaired while the dead were taken out of it".into()));
+        }
+        Ok(committed)
     }
 
     /// How often the index was opened again or rebuilt.

@@ -76,6 +76,11 @@ pub(crate) fn scan(
             continue;
         };
         let next = place + RECORD_HEADER_BYTES as u64 + u64::from(header.stored_bytes);
+        if header.record == RecordType::Room && next <= length {
+            // Nothing counts there.
+            place = next;
+            continue;
+        }
         if header.record == RecordType::Footer {
             if next + TRAILER_BYTES as u64 == length && pack.footer()?.is_some() {
                 return sealed(suspects, length, visit);

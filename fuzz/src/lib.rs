@@ -30,7 +30,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 25] = [
+pub const TARGETS: [Target; 26] = [
     Target { name: "chunk", run: objects::chunk, seeds: objects::chunk_seeds },
     Target { name: "node", run: objects::node, seeds: objects::node_seeds },
     Target { name: "manifest", run: objects::manifest, seeds: objects::manifest_seeds },
@@ -46,6 +46,7 @@ pub const TARGETS: [Target; 25] = [
     Target { name: "store_format", run: packs::store_format, seeds: packs::store_format_seeds },
     Target { name: "journal_record", run: journal::record, seeds: journal::record_seeds },
     Target { name: "journal_header", run: journal::header, seeds: journal::header_seeds },
+    Target { name: "journal_footer", run: journal::footer, seeds: journal::footer_seeds },
     Target { name: "nbd_request", run: nbd_server::request, seeds: nbd_server::request_seeds },
     Target { name: "nbd_option", run: nbd_server::option, seeds: nbd_server::option_seeds },
     Target { name: "nbd_state", run: nbd_server::state, seeds: nbd_server::state_seeds },

@@ -1,17 +1,31 @@
-//! Records of a layer's journal: what a guest wrote, in order, each bound to its place by a secret.
+//! Records of a journal: what a guest wrote, in order, each bound to its place by a secret.
 //!
 //! A record is a header of 64 bytes, followed by the data where there are any. Both checksums are keyed with the
-//! volume's secret, and the header's covers the layer and the position in the file. So neither guest data that look
-//! like a record, nor a true record copied elsewhere, are ever taken for one. The layout is in `docs/format.md`,
-//! "Journal and layers". Nothing here does I/O: positions and times come in as arguments.
+//! volume's secret, and the header's covers where it stands: the segment with its generation, and the position in it. So
+//! neither guest data that look like a record, nor a true record copied elsewhere, nor what a file held before it was
+//! used again, are ever taken for one. The layout is in `docs/format.md`, "Journal and layers". Nothing here does I/O:
+//! positions and times come in as arguments.
 
-use types::{LayerId, MAX_DISK_BYTES, SECTOR_BYTES};
+mod segment;
+
+use highway::{HighwayHash, HighwayHasher, Key};
+use types::{JournalId, LayerId, MAX_DISK_BYTES, SECTOR_BYTES};
+
+pub use segment::{
+    FOOTER_ENTRY_BYTES, FooterEntry, MAX_FOOTER_ENTRIES, SegmentHeader, decode_footer, encode_footer, footer_entries,
+};
 
 /// The version of journals that is written.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
+
+/// The version whose layers each had a file of their own; it is read, and not written any more.
+const VERSION_OF_FILES: u8 = 1;
 
 /// The length of a record's header, and of the file's, in bytes. Every record begins at a multiple of it.
 pub const HEADER_BYTES: usize = 64;
+
+/// The length of what a segment begins with, in bytes: its header, and once more with where its records end.
+pub const SEGMENT_HEAD_BYTES: usize = 2 * HEADER_BYTES;
 
 /// The most data in one record, in bytes.
 pub const MAX_DATA_BYTES: usize = 32 << 20;
@@ -23,6 +37,46 @@ const FILE_MAGIC: [u8; 8] = *b"brantjnl";
 const RECORD_MAGIC: [u8; 4] = *b"bjrc";
 /// Where the header's own checksum begins; it covers what is before it.
 const COVERED_BYTES: usize = HEADER_BYTES - 8;
+
+/// A segment of a journal: a file, as long as it is used for the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SegmentId {
+    /// Whose it is.
+    pub journal: JournalId,
+    /// Its number in the journal.
+    pub number: u32,
+    /// Random: tells what is written now from what the file held before.
+    pub generation: [u8; 16],
+}
+
+/// Where a record stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In the file of a layer (version 1).
+    Layer(LayerId),
+    /// In a segment (version 2).
+    Segment(SegmentId),
+}
+
+impl Home {
+    /// Where the first record stands.
+    #[must_use]
+    pub fn first_record(&self) -> u64 {
+        match self {
+            Self::Layer(_) => HEADER_BYTES as u64,
+            Self::Segment(_) => SEGMENT_HEAD_BYTES as u64,
+        }
+    }
+
+    /// The version of what is written there.
+    #[must_use]
+    pub fn version(&self) -> u8 {
+        match self {
+            Self::Layer(_) => VERSION_OF_FILES,
+            Self::Segment(_) => VERSION,
+        }
+    }
+}
 
 /// Bytes were not a record of this journal at this place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -103,8 +157,13 @@ impl Record {
 /// The keys that a volume's records are sealed with, derived from its secret.
 #[derive(Clone)]
 pub struct JournalKeys {
-    header: [u8; 32],
-    data: [u8; 32],
+    /// Of version 1.
+    header_of_files: [u8; 32],
+    /// Of version 1.
+    data_of_files: [u8; 32],
+    header: Key,
+    data: Key,
+    segment: Key,
 }
 
 impl std::fmt::Debug for JournalKeys {
@@ -117,149 +176,185 @@ impl JournalKeys {
     /// Derives the keys from a volume's random secret.
     #[must_use]
     pub fn new(secret: &[u8; 32]) -> Self {
+        let key = |context| {
+            let bytes = blake3::derive_key(context, secret);
+            Key(std::array::from_fn(|word| u64::from_le_bytes(std::array::from_fn(|byte| bytes[8 * word + byte]))))
+        };
         Self {
-            header: blake3::derive_key("brant 2026-11 journal record header v1", secret),
-            data: blake3::derive_key("brant 2026-11 journal record data v1", secret),
+            header_of_files: blake3::derive_key("brant 2026-11 journal record header v1", secret),
+            data_of_files: blake3::derive_key("brant 2026-11 journal record data v1", secret),
+            header: key("brant 2026-11 journal record header v2"),
+            data: key("brant 2026-11 journal record data v2"),
+            segment: key("brant 2026-11 journal segment v2"),
         }
     }
 
     /// Computes the checksum of a record's data.
     #[must_use]
     pub fn data_checksum(&self, data: &[u8]) -> [u8; DATA_CHECKSUM_BYTES] {
-        let mut hasher = self.data_hasher();
-        hasher.update(data);
-        hasher.finalize()
+        words(HighwayHasher::new(self.data).hash128(data))
     }
 
-    /// Begins the checksum of data that come piece by piece.
+    /// Begins the checksum of data that come piece by piece, for a record that stands somewhere.
     #[must_use]
-    pub fn data_hasher(&self) -> DataHasher {
-        DataHasher(blake3::Hasher::new_keyed(&self.data))
+    pub fn data_hasher(&self, home: &Home) -> DataHasher {
+        DataHasher(match home {
+            Home::Layer(_) => Hasher::Blake3(Box::new(blake3::Hasher::new_keyed(&self.data_of_files))),
+            Home::Segment(_) => Hasher::Highway(Box::new(HighwayHasher::new(self.data))),
+        })
     }
 
-    /// Encodes the header of a record that begins at a position of a layer's journal.
+    /// Encodes the header of a record that begins at a position.
     #[must_use]
-    pub fn encode(&self, layer: LayerId, position: u64, record: &Record) -> [u8; HEADER_BYTES] {
+    pub fn encode(&self, home: &Home, position: u64, record: &Record) -> [u8; HEADER_BYTES] {
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&RECORD_MAGIC);
-        bytes[4] = VERSION;
+        bytes[4] = home.version();
         bytes[5] = record.kind as u8;
         for (place, number) in [(8, record.sequence), (16, record.time_ms), (24, record.sector), (32, record.sectors)] {
             bytes[place..place + 8].copy_from_slice(&number.to_le_bytes());
         }
         bytes[40..COVERED_BYTES].copy_from_slice(&record.data_checksum);
-        let checksum = self.header_checksum(layer, position, &bytes);
+        let checksum = self.header_checksum(home, position, &bytes);
         bytes[COVERED_BYTES..].copy_from_slice(&checksum);
         bytes
     }
 
-    /// Decodes the header of a record at a position of a layer's journal; any bytes may be given.
+    /// Decodes the header of a record at a position; any bytes may be given.
     ///
     /// # Errors
     /// Everything that [`JournalKeys::encode`] would not have written there.
-    pub fn decode_header(
-        &self,
-        layer: LayerId,
-        position: u64,
-        bytes: &[u8; HEADER_BYTES],
-    ) -> Result<Record, RecordError> {
+    pub fn decode_header(&self, home: &Home, position: u64, bytes: &[u8; HEADER_BYTES]) -> Result<Record, RecordError> {
         if bytes[..4] != RECORD_MAGIC {
             return Err(RecordError::Magic);
         }
-        if bytes[COVERED_BYTES..] != self.header_checksum(layer, position, bytes) {
+        if bytes[COVERED_BYTES..] != self.header_checksum(home, position, bytes) {
             return Err(RecordError::HeaderChecksum);
         }
-        if bytes[4] != VERSION {
+        if bytes[4] != home.version() {
             return Err(RecordError::Version(bytes[4]));
         }
-        let kind = match bytes[5] {
-            1 => RecordKind::Write,
-            2 => RecordKind::Zero,
-            3 => RecordKind::Discard,
-            _ => return Err(RecordError::Invalid("kind")),
-        };
-        if bytes[6..8] != [0; 2] {
-            return Err(RecordError::Invalid("reserved field"));
-        }
-        let number = |place: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[place + byte]));
-        let record = Record {
-            kind,
-            sequence: number(8),
-            time_ms: number(16),
-            sector: number(24),
-            sectors: number(32),
-            data_checksum: std::array::from_fn(|byte| bytes[40 + byte]),
-        };
-        record.check()?;
-        Ok(record)
+        decode_fields(bytes)
     }
 
-    /// Decodes a whole record at a position of a layer's journal, and returns its data; any bytes may be given, and
-    /// what follows the record is left alone.
+    /// Decodes a whole record at a position, and returns its data; any bytes may be given, and what follows the record
+    /// is left alone.
     ///
     /// # Errors
     /// As [`JournalKeys::decode_header`], and data that are not all there or do not have their checksum.
-    pub fn decode<'b>(
-        &self,
-        layer: LayerId,
-        position: u64,
-        bytes: &'b [u8],
-    ) -> Result<(Record, &'b [u8]), RecordError> {
+    pub fn decode<'b>(&self, home: &Home, position: u64, bytes: &'b [u8]) -> Result<(Record, &'b [u8]), RecordError> {
         let (header, rest) = bytes.split_first_chunk().ok_or(RecordError::Short)?;
-        let record = self.decode_header(layer, position, header)?;
+        let record = self.decode_header(home, position, header)?;
         let length = usize::try_from(record.data_bytes()).map_err(|_| RecordError::Short)?;
         let data = rest.get(..length).ok_or(RecordError::Short)?;
-        if record.kind == RecordKind::Write && self.data_checksum(data) != record.data_checksum {
+        let mut hasher = self.data_hasher(home);
+        hasher.update(data);
+        if record.kind == RecordKind::Write && hasher.finalize() != record.data_checksum {
             return Err(RecordError::DataChecksum);
         }
         Ok((record, data))
     }
 
-    fn header_checksum(&self, layer: LayerId, position: u64, header: &[u8; HEADER_BYTES]) -> [u8; 8] {
-        let mut covered = [0; 16 + 8 + COVERED_BYTES];
-        covered[..16].copy_from_slice(&layer.0);
-        covered[16..24].copy_from_slice(&position.to_le_bytes());
-        covered[24..].copy_from_slice(&header[..COVERED_BYTES]);
-        let hash = blake3::keyed_hash(&self.header, &covered);
-        std::array::from_fn(|byte| hash.as_bytes()[byte])
+    fn header_checksum(&self, home: &Home, position: u64, header: &[u8; HEADER_BYTES]) -> [u8; 8] {
+        let position = position.to_le_bytes();
+        let header = &header[..COVERED_BYTES];
+        match home {
+            Home::Layer(layer) => {
+                let covered = [&layer.0[..], &position, header].concat();
+                let hash = blake3::keyed_hash(&self.header_of_files, &covered);
+                std::array::from_fn(|byte| hash.as_bytes()[byte])
+            }
+            Home::Segment(segment) => {
+                let mut covered = [0; 16 + 4 + 16 + 8 + COVERED_BYTES];
+                covered[..16].copy_from_slice(&segment.journal.0);
+                covered[16..20].copy_from_slice(&segment.number.to_le_bytes());
+                covered[20..36].copy_from_slice(&segment.generation);
+                covered[36..44].copy_from_slice(&position);
+                covered[44..].copy_from_slice(header);
+                HighwayHasher::new(self.header).hash64(&covered).to_le_bytes()
+            }
+        }
     }
+}
+
+/// Decodes what a record's header says, without its checksum.
+fn decode_fields(bytes: &[u8; HEADER_BYTES]) -> Result<Record, RecordError> {
+    let kind = match bytes[5] {
+        1 => RecordKind::Write,
+        2 => RecordKind::Zero,
+        3 => RecordKind::Discard,
+        _ => return Err(RecordError::Invalid("kind")),
+    };
+    if bytes[6..8] != [0; 2] {
+        return Err(RecordError::Invalid("reserved field"));
+    }
+    let number = |place: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[place + byte]));
+    let record = Record {
+        kind,
+        sequence: number(8),
+        time_ms: number(16),
+        sector: number(24),
+        sectors: number(32),
+        data_checksum: std::array::from_fn(|byte| bytes[40 + byte]),
+    };
+    record.check()?;
+    Ok(record)
+}
+
+fn words(hash: [u64; 2]) -> [u8; 16] {
+    let [low, high] = hash.map(u64::to_le_bytes);
+    std::array::from_fn(|byte| if byte < 8 { low[byte] } else { high[byte - 8] })
 }
 
 /// The checksum of data that come piece by piece.
 #[derive(Clone, Debug)]
-pub struct DataHasher(blake3::Hasher);
+pub struct DataHasher(Hasher);
+
+#[derive(Clone, Debug)]
+enum Hasher {
+    Blake3(Box<blake3::Hasher>),
+    Highway(Box<HighwayHasher>),
+}
 
 impl DataHasher {
     /// Adds a piece.
     pub fn update(&mut self, data: &[u8]) {
-        self.0.update(data);
+        match &mut self.0 {
+            Hasher::Blake3(hasher) => drop(hasher.update(data)),
+            Hasher::Highway(hasher) => hasher.append(data),
+        }
     }
 
     /// The checksum of all pieces.
     #[must_use]
-    pub fn finalize(&self) -> [u8; DATA_CHECKSUM_BYTES] {
-        let hash = self.0.finalize();
-        std::array::from_fn(|byte| hash.as_bytes()[byte])
+    pub fn finalize(self) -> [u8; DATA_CHECKSUM_BYTES] {
+        match self.0 {
+            Hasher::Blake3(hasher) => {
+                let hash = hasher.finalize();
+                std::array::from_fn(|byte| hash.as_bytes()[byte])
+            }
+            Hasher::Highway(hasher) => words(hasher.finalize128()),
+        }
     }
 }
 
-/// Encodes the header of a journal's file.
+/// Encodes the header of the file of a layer, as version 1 did.
 #[must_use]
 pub fn encode_file_header(layer: LayerId) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     bytes[..8].copy_from_slice(&FILE_MAGIC);
-    bytes[8] = VERSION;
+    bytes[8] = VERSION_OF_FILES;
     bytes[16..32].copy_from_slice(&layer.0);
     bytes
 }
 
-/// Checks whether a journal's file can be understood. A torn header is no obstacle: records speak for themselves.
+/// Checks whether the file of a layer can be understood. A torn header is no obstacle: records speak for themselves.
 ///
 /// # Errors
 /// [`RecordError::Version`] where a later version of brant wrote it.
 pub fn check_file_header(bytes: &[u8; HEADER_BYTES]) -> Result<(), RecordError> {
     match bytes[8] {
-        version if bytes[..8] == FILE_MAGIC && version > VERSION => Err(RecordError::Version(version)),
+        version if bytes[..8] == FILE_MAGIC && version > VERSION_OF_FILES => Err(RecordError::Version(version)),
         _ => Ok(()),
     }
 }
@@ -268,54 +363,73 @@ pub fn check_file_header(bytes: &[u8; HEADER_BYTES]) -> Result<(), RecordError> 
 mod tests {
     use super::*;
 
-    const LAYER: LayerId = LayerId([7; 16]);
+    const LAYER: Home = Home::Layer(LayerId([7; 16]));
+
+    fn segment(number: u32, generation: u8) -> Home {
+        Home::Segment(SegmentId { journal: JournalId([7; 16]), number, generation: [generation; 16] })
+    }
+
+    fn checksum(keys: &JournalKeys, home: &Home, data: &[u8]) -> [u8; DATA_CHECKSUM_BYTES] {
+        let mut hasher = keys.data_hasher(home);
+        hasher.update(data);
+        hasher.finalize()
+    }
 
     fn keys() -> JournalKeys {
         JournalKeys::new(&[42; 32])
     }
 
-    fn encode(keys: &JournalKeys, position: u64, kind: RecordKind, sectors: u64, data: &[u8]) -> Vec<u8> {
-        let data_checksum = if data.is_empty() { [0; 16] } else { keys.data_checksum(data) };
+    fn encode(keys: &JournalKeys, home: &Home, position: u64, kind: RecordKind, sectors: u64, data: &[u8]) -> Vec<u8> {
+        let data_checksum = if data.is_empty() { [0; 16] } else { checksum(keys, home, data) };
         let record = Record { kind, sequence: 9, time_ms: 1_700_000_000_000, sector: 2048, sectors, data_checksum };
-        [&keys.encode(LAYER, position, &record), data].concat()
+        [&keys.encode(home, position, &record), data].concat()
     }
 
     #[test]
     fn records_there_and_back() {
         let keys = keys();
         let data: Vec<u8> = (0..1024_u32).map(|byte| byte.to_le_bytes()[0]).collect();
-        let bytes = encode(&keys, 64, RecordKind::Write, 2, &data);
-        let (record, found) = keys.decode(LAYER, 64, &bytes).unwrap();
-        assert_eq!((record.kind, record.sequence, record.sector, record.sectors), (RecordKind::Write, 9, 2048, 2));
-        assert_eq!(found, data);
-        for kind in [RecordKind::Zero, RecordKind::Discard] {
-            let bytes = encode(&keys, 128, kind, 1 << 36, &[]);
-            assert_eq!(keys.decode(LAYER, 128, &bytes).unwrap().0.kind, kind);
+        for home in [LAYER, segment(3, 9)] {
+            let bytes = encode(&keys, &home, 64, RecordKind::Write, 2, &data);
+            let (record, found) = keys.decode(&home, 64, &bytes).unwrap();
+            assert_eq!((record.kind, record.sequence, record.sector, record.sectors), (RecordKind::Write, 9, 2048, 2));
+            assert_eq!(found, data);
+            for kind in [RecordKind::Zero, RecordKind::Discard] {
+                let bytes = encode(&keys, &home, 128, kind, 1 << 36, &[]);
+                assert_eq!(keys.decode(&home, 128, &bytes).unwrap().0.kind, kind);
+            }
         }
+        assert_eq!(keys.data_checksum(&data), checksum(&keys, &segment(3, 9), &data));
     }
 
     #[test]
     fn a_record_counts_only_where_it_was_written() {
         let keys = keys();
-        let bytes = encode(&keys, 64, RecordKind::Zero, 2, &[]);
-        assert!(keys.decode(LAYER, 64, &bytes).is_ok());
         let elsewhere = Err(RecordError::HeaderChecksum);
-        assert_eq!(keys.decode(LAYER, 128, &bytes), elsewhere, "another position");
-        assert_eq!(keys.decode(LayerId([8; 16]), 64, &bytes), elsewhere, "another layer");
-        assert_eq!(JournalKeys::new(&[43; 32]).decode(LAYER, 64, &bytes), elsewhere, "another secret");
+        for home in [LAYER, segment(3, 9)] {
+            let bytes = encode(&keys, &home, 64, RecordKind::Zero, 2, &[]);
+            assert!(keys.decode(&home, 64, &bytes).is_ok());
+            assert_eq!(keys.decode(&home, 128, &bytes), elsewhere, "another position");
+            assert_eq!(keys.decode(&Home::Layer(LayerId([8; 16])), 64, &bytes), elsewhere, "another layer");
+            assert_eq!(keys.decode(&segment(4, 9), 64, &bytes), elsewhere, "another segment");
+            assert_eq!(keys.decode(&segment(3, 8), 64, &bytes), elsewhere, "what the file held before");
+            assert_eq!(JournalKeys::new(&[43; 32]).decode(&home, 64, &bytes), elsewhere, "another secret");
+        }
     }
 
     #[test]
     fn any_flipped_bit_is_noticed_and_any_cut() {
         let keys = keys();
-        let bytes = encode(&keys, 64, RecordKind::Write, 1, &[5; 512]);
-        for bit in 0..8 * bytes.len() {
-            let mut bad = bytes.clone();
-            bad[bit / 8] ^= 1 << (bit % 8);
-            assert!(keys.decode(LAYER, 64, &bad).is_err(), "bit {bit}");
-        }
-        for length in 0..bytes.len() {
-            assert_eq!(keys.decode(LAYER, 64, &bytes[..length]), Err(RecordError::Short));
+        for home in [LAYER, segment(3, 9)] {
+            let bytes = encode(&keys, &home, 64, RecordKind::Write, 1, &[5; 512]);
+            for bit in 0..8 * bytes.len() {
+                let mut bad = bytes.clone();
+                bad[bit / 8] ^= 1 << (bit % 8);
+                assert!(keys.decode(&home, 64, &bad).is_err(), "bit {bit}");
+            }
+            for length in 0..bytes.len() {
+                assert_eq!(keys.decode(&home, 64, &bytes[..length]), Err(RecordError::Short));
+            }
         }
     }
 
@@ -337,33 +451,57 @@ mod tests {
             Record { data_checksum: [1; DATA_CHECKSUM_BYTES], ..base },
             Record { kind: RecordKind::Write, sectors: MAX_DATA_BYTES as u64 / SECTOR_BYTES + 1, ..base },
         ] {
-            let bytes = keys.encode(LAYER, 64, &record);
-            assert!(matches!(keys.decode_header(LAYER, 64, &bytes), Err(RecordError::Invalid(_))), "{record:?}");
+            for home in [LAYER, segment(3, 9)] {
+                let bytes = keys.encode(&home, 64, &record);
+                assert!(matches!(keys.decode_header(&home, 64, &bytes), Err(RecordError::Invalid(_))), "{record:?}");
+            }
         }
     }
 
     #[test]
     fn a_newer_journal_is_told_from_a_torn_one() {
-        let mut header = encode_file_header(LAYER);
+        let mut header = encode_file_header(LayerId([7; 16]));
         assert_eq!(check_file_header(&header), Ok(()));
         header[8] = 2;
         assert_eq!(check_file_header(&header), Err(RecordError::Version(2)));
         assert_eq!(check_file_header(&[0; HEADER_BYTES]), Ok(()));
     }
 
-    /// The bytes of version 1, for ever.
+    fn check_golden(name: &str, bytes: &[u8]) {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
+        if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
+            std::fs::write(&golden, bytes).unwrap();
+        }
+        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding in {name} has changed");
+    }
+
+    fn records(home: &Home) -> Vec<u8> {
+        let first = home.first_record();
+        [
+            encode(&keys(), home, first, RecordKind::Write, 1, &[5; 512]),
+            encode(&keys(), home, first + 576, RecordKind::Zero, 16, &[]),
+            encode(&keys(), home, first + 640, RecordKind::Discard, 16, &[]),
+        ]
+        .concat()
+    }
+
+    /// The bytes of each version, for ever.
     #[test]
     fn golden() {
-        let keys = keys();
-        let mut bytes = encode_file_header(LAYER).to_vec();
-        bytes.extend(encode(&keys, 64, RecordKind::Write, 1, &[5; 512]));
-        bytes.extend(encode(&keys, 640, RecordKind::Zero, 16, &[]));
-        bytes.extend(encode(&keys, 704, RecordKind::Discard, 16, &[]));
-        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/journal-v1.bin");
-        if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
-            std::fs::write(&golden, &bytes).unwrap();
-        }
-        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding of version 1 has changed");
+        let file = [&encode_file_header(LayerId([7; 16]))[..], &records(&LAYER)].concat();
+        check_golden("journal-v1.bin", &file);
+
+        let home = segment(3, 9);
+        let Home::Segment(id) = home else { panic!("a segment") };
+        let records = records(&home);
+        let entries = [128, 704, 768].map(|position: u64| {
+            let at = usize::try_from(position).unwrap() - SEGMENT_HEAD_BYTES;
+            FooterEntry { position, record: keys().decode(&home, position, &records[at..]).unwrap().0 }
+        });
+        let header = SegmentHeader { id, end: None }.encode(&keys());
+        let end = SegmentHeader { id, end: Some(832) }.encode(&keys());
+        let footer = encode_footer(&keys(), &id, 832, &entries);
+        check_golden("segment-v2.bin", &[&header[..], &end, &records, &footer].concat());
     }
 
     proptest::proptest! {
@@ -372,7 +510,8 @@ mod tests {
             if let (true, Some(start)) = (magic, bytes.get_mut(..4)) {
                 start.copy_from_slice(&RECORD_MAGIC);
             }
-            proptest::prop_assert!(keys().decode(LAYER, 64, &bytes).is_err());
+            proptest::prop_assert!(keys().decode(&LAYER, 64, &bytes).is_err());
+            proptest::prop_assert!(keys().decode(&segment(3, 9), 64, &bytes).is_err());
         }
     }
 }

@@ -120,6 +120,9 @@ id!(
     /// Names a layer of written sectors on its node: random.
     LayerId, 16);
 id!(
+    /// Names a journal, what one volume writes to, on its node: random.
+    JournalId, 16);
+id!(
     /// Names one disk of a snapshot on its node, from the moment it is frozen: random.
     FrozenId, 16);
 

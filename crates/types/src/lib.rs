@@ -8,7 +8,9 @@ pub mod name;
 pub mod progress;
 pub mod size;
 
-pub use id::{BucketId, ChunkId, EndpointId, EntryHash, FrozenId, LayerId, NodeId, PublicKey, SnapshotId, VolumeId};
+pub use id::{
+    BucketId, ChunkId, EndpointId, EntryHash, FrozenId, JournalId, LayerId, NodeId, PublicKey, SnapshotId, VolumeId,
+};
 pub use name::{Name, NameError, ObjectPath, Reference};
 pub use progress::{Cancelled, Progress};
 pub use size::{ByteSize, CHUNK_BYTES, MAX_DISK_BYTES, SECTOR_BYTES};

@@ -3,17 +3,18 @@
 //! Invariants: a deleted volume is closed, and its record says that it is deleted; its layers and its tree are kept as
 //! those of any other. Its name is free. How long it is kept is for the caller to say, who also tells the time.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
 
-use types::{Name, VolumeId};
+use types::{Name, SECTOR_BYTES, VolumeId};
 
 use crate::difference::DiskState;
 use crate::error::VolumeError;
-use crate::history::freed_layers;
+use crate::history::layers_of;
 use crate::records::{self, DeletedRecord};
 use crate::stack::Stack;
 use crate::volume::{Volume, VolumeStatus};
-use crate::volumes::{Owner, Volumes, unreferenced};
+use crate::volumes::{Owner, Volumes};
 
 /// A volume that was removed, or what one was before it was reverted.
 #[derive(Clone, Debug)]
@@ -167,8 +168,12 @@ impl Volumes {
             _ => Some(stack),
         });
         let stack = registry.all_volumes().find(|volume| volume.id() == id).map(|volume| volume.cell.stack());
-        let own = stack.map(|stack| unreferenced(&stack.layers, &kept)).unwrap_or_default();
-        own.iter().filter(|layer| !layer.journal.is_empty()).map(|layer| layer.journal.tail()).sum()
+        let own = stack.map(|stack| kept.unreferenced(&stack.layers)).unwrap_or_default();
+        let journals: BTreeMap<_, _> = own.iter().map(|layer| (layer.journal.id(), &layer.journal)).collect();
+        let alone = journals.iter().filter(|(id, _)| !kept.journals.contains(id));
+        let shared = own.iter().filter(|layer| kept.journals.contains(&layer.journal.id()));
+        alone.map(|(_, journal)| journal.bytes()).sum::<u64>()
+            + shared.map(|layer| layer.data_sectors() * SECTOR_BYTES).sum::<u64>()
     }
 
     pub(crate) fn find_deleted(&self, id: VolumeId) -> Result<Arc<Volume>, VolumeError> {
@@ -176,23 +181,22 @@ impl Volumes {
     }
 
     /// Deletes a volume for good.
-    pub(crate) fn erase(&self, _: &MutexGuard<'_, ()>, volume: &Volume) -> Result<(), VolumeError> {
+    pub(crate) fn erase(&self, changing: &MutexGuard<'_, ()>, volume: &Volume) -> Result<(), VolumeError> {
         let id = volume.id();
         let kept = self.registry.read().referenced(|owner, stack| match owner {
             Owner::Volume(other) | Owner::History(other, _) if other == id => None,
             _ => Some(stack),
         });
-        let mut freed = unreferenced(&volume.cell.stack().layers, &kept);
         let entries = volume.entries();
-        for layer in freed_layers(entries.iter().map(|(_, entry)| entry), &kept) {
-            if !freed.iter().any(|known| known.id() == layer.id()) {
-                freed.push(layer);
-            }
-        }
-        let mut changes = vec![(records::volume_name(volume.id()), None)];
-        changes.push((records::protection_name(volume.id()), None));
-        changes.extend(entries.iter().map(|(number, _)| (records::history_name(volume.id(), *number), None)));
-        changes.extend(freed.iter().map(|layer| (records::layer_name(layer.id()), None)));
+        let mut layers = volume.cell.stack().layers.clone();
+        layers.extend(layers_of(entries.iter().map(|(_, entry)| entry)));
+        layers.sort_by_key(|layer| layer.id());
+        layers.dedup_by_key(|layer| layer.id());
+        let freed = kept.unreferenced(&layers);
+        let mut changes = vec![(records::volume_name(id), None), (records::protection_name(id), None)];
+        changes.extend(entries.iter().map(|(number, _)| (records::history_name(id, *number), None)));
+        let removal = Self::removal(&kept, freed);
+        changes.extend(removal.changes.iter().cloned());
         self.context.store.roots().apply(changes)?;
         volume.close();
         let mut registry = self.registry.write();
@@ -200,7 +204,7 @@ impl Volumes {
             registry.volumes.remove(volume.name());
         }
         drop(registry);
-        self.context.delete_journals(&freed);
+        self.let_go(changing, removal);
         Ok(())
     }
 }

@@ -8,17 +8,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
-use format::journal::Record;
+use format::journal::{Record, RecordKind};
 use store::RootChange;
 use types::{LayerId, Name, VolumeId};
 
-use crate::device::DeviceError;
 use crate::error::VolumeError;
-use crate::layer::{Layer, Secret};
+use crate::journal::Secret;
+use crate::layer::Layer;
 use crate::reading::StackCell;
-use crate::records::{self, HistoryRecord, ProtectionRecord};
+use crate::records::{self, HistoryRecord, ProtectionRecord, StackRecord};
 use crate::stack::{Context, Stack};
 use crate::volume::Volume;
 use crate::volumes::{Owner, Volumes, random};
@@ -67,15 +67,21 @@ pub(crate) struct History {
 pub(crate) struct Entry {
     /// The disk before it.
     pub(crate) before: Arc<StackCell>,
-    pub(crate) layer: Arc<Layer>,
+    /// The layer; `None` where nothing was written until the volume became another one.
+    pub(crate) layer: Option<Arc<Layer>>,
     from_ms: u64,
     /// When it ended: no record in it is later, unless the clock was put back.
     to_ms: u64,
+    bytes: u64,
 }
 
 impl History {
+    fn new(protection: Protection, since_ms: u64) -> Self {
+        Self { protection, since_ms, open_ms: since_ms, entries: BTreeMap::new() }
+    }
+
     fn bytes(&self) -> u64 {
-        self.entries.values().map(|entry| entry.layer.journal.tail()).sum()
+        self.entries.values().map(|entry| entry.bytes).sum()
     }
 
     fn record(&self) -> ProtectionRecord {
@@ -99,22 +105,25 @@ impl History {
             if !old && bytes <= most {
                 break;
             }
-            bytes -= entry.layer.journal.tail();
+            bytes -= entry.bytes;
             expired.push(*number);
         }
         expired
     }
 
     /// What it was found to be.
-    pub(crate) fn found(record: &ProtectionRecord) -> Self {
+    fn found(record: &ProtectionRecord) -> Self {
         let protection = Protection { for_ms: record.for_ms, space_bytes: record.space_bytes };
-        Self { protection, since_ms: record.since_ms, open_ms: record.since_ms, entries: BTreeMap::new() }
+        Self::new(protection, record.since_ms)
     }
 
     /// Takes in an entry that was found.
-    pub(crate) fn take_in(&mut self, number: u64, record: &HistoryRecord, before: Stack, layer: Arc<Layer>) {
-        let HistoryRecord { from_ms, to_ms, .. } = *record;
-        self.entries.insert(number, Arc::new(Entry { before: StackCell::new(before), layer, from_ms, to_ms }));
+    fn take_in(&mut self, number: u64, record: &HistoryRecord, before: Stack, layer: Option<Arc<Layer>>) {
+        let HistoryRecord { from_ms, to_ms, bytes, .. } = *record;
+        if let Some(layer) = &layer {
+            layer.keep_whole(true);
+        }
+        self.entries.insert(number, Arc::new(Entry { before: StackCell::new(before), layer, from_ms, to_ms, bytes }));
         self.open_ms = self.open_ms.max(to_ms);
     }
 }
@@ -127,8 +136,8 @@ impl Entry {
             before: before.record(),
             from_ms: self.from_ms,
             to_ms: self.to_ms,
-            bytes: self.layer.journal.tail(),
-            layer: Some(self.layer.id()),
+            bytes: self.bytes,
+            layer: self.layer.as_ref().map(|layer| layer.id()),
         };
         records::put(records::history_name(id, number), &record)
     }
@@ -141,17 +150,35 @@ pub(crate) struct Ending {
     entry: Arc<Entry>,
 }
 
+impl HistoryRecord {
+    /// The disk with the layer over it: everything that has to be found again.
+    pub(crate) fn with_layer(&self) -> StackRecord {
+        let mut stack = self.before.clone();
+        stack.layers.extend(self.layer);
+        stack
+    }
+}
+
 impl Volume {
-    /// Where a volume is protected: what becomes part of its past when its open layer ends now, and the record of it.
+    /// Where a volume is protected: what becomes part of its past when its open layer ends now, the first of a stack, and
+    /// the record of it.
     pub(crate) fn ending(&self, stack: &Stack) -> Option<(Ending, RootChange)> {
+        let (layer, below) = stack.layers.split_first()?;
+        self.part(stack.with_layers(below.to_vec()), Some(layer.clone()))
+    }
+
+    /// As [`Volume::ending`], where nothing was written to the disk.
+    pub(crate) fn pause(&self, stack: &Stack) -> Option<(Ending, RootChange)> {
+        self.part(stack.clone(), None)
+    }
+
+    fn part(&self, before: Stack, layer: Option<Arc<Layer>>) -> Option<(Ending, RootChange)> {
         let history = self.history.lock();
         let history = history.as_ref()?;
-        let layer = stack.layers.first()?.clone();
-        let before = stack.with_layers(stack.layers[1..].to_vec());
         let number = history.entries.last_key_value().map_or(1, |(last, _)| last + 1);
-        let (from_ms, to_ms) = (history.open_ms, stack.context.clock.now_ms().max(history.open_ms));
-        let cell = StackCell::new(before);
-        let entry = Entry { before: cell, layer, from_ms, to_ms };
+        let (from_ms, now_ms) = (history.open_ms, before.context.options.clock.now_ms());
+        let bytes = layer.as_ref().map_or(0, |layer| layer.written());
+        let entry = Entry { before: StackCell::new(before), layer, from_ms, to_ms: now_ms.max(from_ms), bytes };
         let change = entry.change(self.id(), number, &entry.before.stack());
         Some((Ending { number, entry: Arc::new(entry) }, change))
     }
@@ -179,6 +206,14 @@ impl Volume {
         Some(Window { protection: history.protection, from_ms: history.since_ms, bytes: history.bytes() })
     }
 
+    /// Keeps nothing whole any more.
+    fn let_past_go(&self) {
+        *self.history.lock() = None;
+        if let Some(open) = self.cell.stack().layers.first() {
+            open.keep_whole(false);
+        }
+    }
+
     pub(crate) fn is_protected(&self) -> bool {
         self.history.lock().is_some()
     }
@@ -189,24 +224,40 @@ impl Volumes {
     ///
     /// # Errors
     /// A volume that is not there, a journal that cannot be made durable, or a store that fails.
-    pub fn protect(&self, volume: &Volume, protection: Protection) -> Result<(), VolumeError> {
+    pub fn protect(&self, volume: &Arc<Volume>, protection: Protection) -> Result<(), VolumeError> {
         let changing = self.changes.lock();
         self.check_present(volume)?;
-        if !volume.is_protected() {
-            // The window begins where a layer does.
-            self.end_open_layer(&changing, volume)?;
+        let known = volume.history.lock().as_ref().map(|history| (history.since_ms, history.open_ms));
+        if known.is_none() {
+            // The window begins where a layer does, which is kept whole as soon as it is there.
+            *volume.history.lock() = Some(History::new(protection, self.now_ms()));
         }
-        let since_ms = self.context.clock.now_ms();
-        let mut history = volume.history.lock();
-        let mut next = History { protection, since_ms, open_ms: since_ms, entries: BTreeMap::new() };
-        if let Some(known) = &*history {
-            (next.since_ms, next.open_ms) = (known.since_ms, known.open_ms);
-            next.entries.clone_from(&known.entries);
-        }
-        let change = records::put(records::protection_name(volume.id()), &next.record());
-        self.context.store.roots().apply(vec![change])?;
-        *history = Some(next);
-        Ok(())
+        let protect = || -> Result<(), VolumeError> {
+            if known.is_none() {
+                self.end_layer(&changing, volume)?;
+            }
+            let mut history = volume.history.lock();
+            let Some(history) = &mut *history else { return Ok(()) };
+            let now_ms = self.now_ms();
+            let record = {
+                let (since_ms, _) = known.unwrap_or((now_ms, now_ms));
+                History::new(protection, since_ms).record()
+            };
+            let change = records::put(records::protection_name(volume.id()), &record);
+            self.context.store.roots().apply(vec![change])?;
+            history.protection = protection;
+            (history.since_ms, history.open_ms) = known.unwrap_or((now_ms, now_ms));
+            Ok(())
+        };
+        protect().inspect_err(|_| {
+            if known.is_none() {
+                volume.let_past_go();
+            }
+        })
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.context.options.clock.now_ms()
     }
 
     /// Keeps no more of what is written to a volume, and lets go of what was kept.
@@ -214,11 +265,11 @@ impl Volumes {
     /// # Errors
     /// A volume that is not there, or a store that fails.
     pub fn unprotect(&self, volume: &Volume) -> Result<(), VolumeError> {
-        let _changing = self.changes.lock();
+        let changing = self.changes.lock();
         self.check_present(volume)?;
         let all = volume.entries().into_iter().map(|(number, _)| number).collect();
-        self.forget(volume, &all, vec![(records::protection_name(volume.id()), None)])?;
-        *volume.history.lock() = None;
+        self.forget(&changing, volume, &all, vec![(records::protection_name(volume.id()), None)])?;
+        volume.let_past_go();
         Ok(())
     }
 
@@ -228,18 +279,22 @@ impl Volumes {
     /// # Errors
     /// A journal that cannot be made durable, or a store that fails; the rest is done the next time.
     pub fn expire_history(&self) -> Result<(), VolumeError> {
-        let now_ms = self.context.clock.now_ms();
+        let now_ms = self.now_ms();
         let volumes: Vec<_> = self.registry.read().all_volumes().cloned().collect();
         for volume in volumes.iter().filter(|volume| volume.is_protected()) {
-            let changing = self.changes.lock();
-            let long = volume.cell.stack().layers.first().is_some_and(|open| open.journal.tail() > LAYER_BYTES);
-            if long && self.check_present(volume).is_ok() {
-                self.end_open_layer(&changing, volume)?;
+            if volume.pressure.missing(self.context.room()) > 0 {
+                // The past goes only for what can be had in no other way.
+                self.give_room(volume);
             }
+            let changing = self.changes.lock();
+            let long = volume.cell.stack().layers.first().is_some_and(|open| open.written() > LAYER_BYTES);
+            if long && self.check_present(volume).is_ok() {
+                self.end_layer(&changing, volume)?;
+            }
+            let missing_bytes = volume.pressure.missing(self.context.room());
             let (expired, record) = {
                 let mut history = volume.history.lock();
                 let Some(history) = &mut *history else { continue };
-                let missing_bytes = volume.pressure.missing(self.context.room());
                 let expired = history.expired(now_ms, missing_bytes);
                 let Some(last) = expired.last().and_then(|number| history.entries.get(number)) else { continue };
                 let mut record = history.record();
@@ -248,16 +303,26 @@ impl Volumes {
             };
             let since_ms = record.since_ms;
             let change = records::put(records::protection_name(volume.id()), &record);
-            self.forget(volume, &expired.into_iter().collect(), vec![change])?;
+            self.forget(&changing, volume, &expired.into_iter().collect(), vec![change])?;
             if let Some(history) = &mut *volume.history.lock() {
                 history.since_ms = since_ms;
+            }
+            drop(changing);
+            if missing_bytes > 0 {
+                self.give_room(volume);
             }
         }
         Ok(())
     }
 
     /// Lets go of a part of a volume's past, with further changes in the same step.
-    fn forget(&self, volume: &Volume, gone: &BTreeSet<u64>, mut changes: Vec<RootChange>) -> Result<(), VolumeError> {
+    fn forget(
+        &self,
+        changing: &MutexGuard<'_, ()>,
+        volume: &Volume,
+        gone: &BTreeSet<u64>,
+        mut changes: Vec<RootChange>,
+    ) -> Result<(), VolumeError> {
         let id = volume.id();
         let kept = self.registry.read().referenced(|owner, stack| match owner {
             Owner::History(other, number) if other == id && gone.contains(&number) => None,
@@ -265,13 +330,17 @@ impl Volumes {
         });
         let entries: Vec<_> = volume.entries().into_iter().filter(|(number, _)| gone.contains(number)).collect();
         changes.extend(entries.iter().map(|(number, _)| (records::history_name(id, *number), None)));
-        let freed = freed_layers(entries.iter().map(|(_, entry)| entry), &kept);
-        changes.extend(freed.iter().map(|layer| (records::layer_name(layer.id()), None)));
+        let removal = Self::removal(&kept, kept.unreferenced(&layers_of(entries.iter().map(|(_, entry)| entry))));
+        changes.extend(removal.changes.iter().cloned());
         self.context.store.roots().apply(changes)?;
         if let Some(history) = &mut *volume.history.lock() {
             history.entries.retain(|number, _| !gone.contains(number));
         }
-        self.context.delete_journals(&freed);
+        for layer in entries.iter().filter_map(|(_, entry)| entry.layer.as_ref()) {
+            layer.keep_whole(false);
+            self.context.ask_to_tidy(&layer.journal);
+        }
+        self.let_go(changing, removal);
         Ok(())
     }
 
@@ -280,121 +349,101 @@ impl Volumes {
     /// # Errors
     /// A volume that is not there or not protected, a moment outside its window, a name that is taken, journals that are
     /// damaged or cannot be written, or a store that fails.
-    pub fn clone_at(&self, volume: &Volume, at_ms: u64, name: &Name) -> Result<Arc<Volume>, VolumeError> {
+    pub fn clone_at(&self, volume: &Arc<Volume>, at_ms: u64, name: &Name) -> Result<Arc<Volume>, VolumeError> {
         let changing = self.changes.lock();
         self.check_present(volume)?;
         if self.get(name).is_some() {
             return Err(VolumeError::Exists(name.clone()));
         }
         let window = volume.window().ok_or_else(|| VolumeError::NotProtected(volume.name().clone()))?;
-        let to_ms = self.context.clock.now_ms();
+        let to_ms = self.now_ms();
         if at_ms < window.from_ms || at_ms > to_ms {
             return Err(VolumeError::OutsideWindow { from_ms: window.from_ms, to_ms });
         }
         // From now on all of the past lies in layers that have ended.
-        self.end_open_layer(&changing, volume)?;
+        self.end_layer(&changing, volume)?;
         let entry = volume.entries().into_iter().map(|(_, entry)| entry).find(|entry| entry.to_ms > at_ms);
-        let open = Arc::new(self.new_layer(Secret(random()?), 1)?);
+        let (open, changes) = self.begin_journal(Secret(random()?))?;
         let (under, next_sequence) = match entry {
-            Some(entry) => (entry.before.stack(), copy_until(&entry.layer, at_ms, &open)?),
+            Some(entry) => (entry.before.stack(), copy_until(entry.layer.as_deref(), at_ms, &open)?),
             None => {
                 let stack = volume.cell.stack();
                 (Arc::new(stack.with_layers(stack.layers[1..].to_vec())), 1)
             }
         };
         open.journal.sync()?;
-        self.add_over(&changing, name, &under, open, next_sequence)
+        self.add_over(&changing, name, &under, (open, next_sequence), changes)
     }
 
     /// Ends a volume's open layer, unless nobody has written to it.
-    fn end_open_layer(&self, _: &std::sync::MutexGuard<'_, ()>, volume: &Volume) -> Result<(), VolumeError> {
-        let mut writer = volume.writer.lock();
-        let exchange = self.exchange(volume, &volume.cell.stack(), &writer)?;
-        if !exchange.changes.is_empty() {
-            self.context.store.roots().apply(exchange.changes.clone())?;
-        }
-        exchange.finish(volume, &mut writer);
-        Ok(())
+    pub(crate) fn end_layer(&self, changing: &MutexGuard<'_, ()>, volume: &Arc<Volume>) -> Result<(), VolumeError> {
+        let exchanges = self.exchange(changing, std::slice::from_ref(volume))?;
+        self.complete(exchanges, Vec::new())
     }
 }
 
-/// Those of some layers' past that nothing refers to.
-pub(crate) fn freed_layers<'e>(
-    entries: impl Iterator<Item = &'e Arc<Entry>>,
-    kept: &BTreeSet<LayerId>,
-) -> Vec<Arc<Layer>> {
-    let mut freed: BTreeMap<LayerId, Arc<Layer>> = BTreeMap::new();
+/// The layers that a part of the past stands on.
+pub(crate) fn layers_of<'e>(entries: impl Iterator<Item = &'e Arc<Entry>>) -> Vec<Arc<Layer>> {
+    let mut all: BTreeMap<LayerId, Arc<Layer>> = BTreeMap::new();
     for entry in entries {
         let before = entry.before.stack();
-        let layers = before.layers.iter().chain([&entry.layer]);
-        freed.extend(layers.filter(|layer| !kept.contains(&layer.id())).map(|layer| (layer.id(), layer.clone())));
+        all.extend(before.layers.iter().chain(&entry.layer).map(|layer| (layer.id(), layer.clone())));
     }
-    freed.into_values().collect()
+    all.into_values().collect()
 }
 
 /// Copies what was written to a layer up to a moment, and returns the next sequence number.
-fn copy_until(layer: &Layer, at_ms: u64, to: &Layer) -> Result<u64, VolumeError> {
+fn copy_until(layer: Option<&Layer>, at_ms: u64, to: &Layer) -> Result<u64, VolumeError> {
     let mut next_sequence = 1;
-    let mut failed = None;
-    let mut data = Vec::new();
-    layer.each_record(&mut |record, position| {
+    let mut copied = Ok(());
+    let Some(layer) = layer else { return Ok(next_sequence) };
+    layer.each_record(&mut |record, data| {
         // In the order of writing: a clock that was put back does not tear a moment apart.
         if record.time_ms > at_ms {
             return ControlFlow::Break(());
         }
-        let copied = copy(layer, record, position, next_sequence, &mut data, to);
-        next_sequence += 1;
-        match copied {
-            Ok(()) => ControlFlow::Continue(()),
-            Err(error) => {
-                failed = Some(error);
-                ControlFlow::Break(())
-            }
+        let mut copy = Record { sequence: next_sequence, ..*record };
+        if record.kind == RecordKind::Write {
+            copy.data_checksum = to.journal.keys().data_checksum(data);
         }
+        next_sequence += 1;
+        copied = to.append(&[(copy, data)]).map(drop);
+        if copied.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
-    failed.map_or(Ok(next_sequence), |error| Err(error.into()))
+    copied?;
+    Ok(next_sequence)
 }
 
-fn copy(
-    layer: &Layer,
-    record: &Record,
-    position: u64,
-    sequence: u64,
-    data: &mut Vec<u8>,
-    to: &Layer,
-) -> Result<(), DeviceError> {
-    data.resize(usize::try_from(record.data_bytes()).unwrap_or(usize::MAX), 0);
-    let mut copied = Record { sequence, ..*record };
-    if !data.is_empty() {
-        layer.journal.read(position, data)?;
-        copied.data_checksum = to.journal.keys().data_checksum(data);
-    }
-    to.append(&copied, data)
+/// The records of the past of all volumes, by name.
+pub(crate) fn records(context: &Context) -> Result<Vec<(String, HistoryRecord)>, VolumeError> {
+    let all = context.store.roots().list(records::HISTORY_PREFIX).into_iter();
+    all.map(|(name, bytes)| records::decode(&name, &bytes).map(|record| (name, record))).collect()
 }
 
 /// What a record of the past is of: the disk before a layer, and the layer.
-type Find<'f> = dyn FnMut(&str, &HistoryRecord) -> Result<(Stack, Arc<Layer>), VolumeError> + 'f;
+type Find<'f> = dyn FnMut(&str, &HistoryRecord) -> Result<(Stack, Option<Arc<Layer>>), VolumeError> + 'f;
 
 /// Finds the past of volumes again.
 pub(crate) fn recover(
-    context: &Arc<Context>,
+    context: &Context,
     volumes: &BTreeMap<VolumeId, Arc<Volume>>,
-    stack: &mut Find<'_>,
+    past: Vec<(String, HistoryRecord)>,
+    find: &mut Find<'_>,
 ) -> Result<(), VolumeError> {
-    let roots = context.store.roots();
-    for (name, bytes) in roots.list(records::PROTECTION_PREFIX) {
+    for (name, bytes) in context.store.roots().list(records::PROTECTION_PREFIX) {
         let record: ProtectionRecord = records::decode(&name, &bytes)?;
         let id: VolumeId = records::id_of(records::PROTECTION_PREFIX, &name)?;
-        if let Some(volume) = volumes.get(&id) {
-            *volume.history.lock() = Some(History::found(&record));
+        let Some(volume) = volumes.get(&id) else { continue };
+        *volume.history.lock() = Some(History::found(&record));
+        if let Some(open) = volume.cell.stack().layers.first() {
+            open.keep_whole(true);
         }
     }
-    for (name, bytes) in roots.list(records::HISTORY_PREFIX) {
-        let record: HistoryRecord = records::decode(&name, &bytes)?;
+    for (name, record) in past {
         let contradiction = || VolumeError::Contradiction { name: name.clone(), what: "its name is not of a history" };
         let (id, number) = records::history_of(&name).ok_or_else(contradiction)?;
         let Some(volume) = volumes.get(&id) else { continue };
-        let (before, layer) = stack(&name, &record)?;
+        let (before, layer) = find(&name, &record)?;
         if let Some(history) = &mut *volume.history.lock() {
             history.take_in(number, &record, before, layer);
         }

@@ -1,160 +1,206 @@
 //! A layer: what was written to a volume between two moments. Frozen, it never changes, and volumes share it.
+//!
+//! It is all records of a journal whose sequence numbers lie in a range: nothing is copied or synced when a layer ends
+//! and the next begins, and two layers that nothing separates any more are made one by saying so.
 
-use std::io;
-use std::num::NonZeroU64;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
-use format::journal::{JournalKeys, Record, RecordKind};
-use medium::{File, Medium, Open};
+use format::journal::{Record, RecordKind};
 use types::LayerId;
 
 use crate::device::DeviceError;
 use crate::error::VolumeError;
-use crate::extent_map::{ExtentMap, Place, Run};
-use crate::journal::{FIRST_RECORD, Journal};
+use crate::extent_map::{Content, ExtentMap, Place, Run};
+use crate::journal::Journal;
 use crate::locks::RwLock;
-use crate::records::{JournalEnd, LayerRecord, VERSION};
-use crate::replay::{Replay, Visit, replay, scan};
+use crate::records::{LAYER_VERSION, LayerRecord};
+use crate::replay::{check_segment, entries_of};
+use crate::segment::{RECORD_HEADER, Segment};
 
-/// A journal and the map of what in it counts.
+/// The last sequence number of a layer that is open.
+const OPEN: u64 = u64::MAX;
+
+/// A range of a journal, and the map of what in it counts.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    pub(crate) journal: Journal,
+    id: LayerId,
+    pub(crate) journal: Arc<Journal>,
     map: RwLock<ExtentMap>,
-    secret: Secret,
-    first_sequence: u64,
-    /// How much of the journal was torn when the layer was found again.
-    torn_bytes: u64,
-    /// Whether the frozen journal was found to be what was written.
-    verified: AtomicBool,
-    /// Whether it was found not to be.
-    damaged: bool,
+    first_sequence: AtomicU64,
+    last_sequence: AtomicU64,
+    /// The segments that it needs, once it does not count any more.
+    held: OnceLock<BTreeMap<u32, Arc<Segment>>>,
+    /// The file that was found damaged.
+    damaged: OnceLock<PathBuf>,
+    /// Whether all its records are kept, also those that do not count any more.
+    whole: AtomicBool,
+    /// How long all records are that were written to it, in bytes.
+    written: AtomicU64,
 }
 
-/// The secret of a volume's journals.
-#[derive(Clone, Copy)]
-pub(crate) struct Secret(pub(crate) [u8; 32]);
+/// What is done with each record and its data.
+pub(crate) type Visit<'v> = dyn FnMut(&Record, &[u8]) -> ControlFlow<()> + 'v;
 
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Secret(…)")
-    }
+fn unreadable(segment: &Segment, source: std::io::Error) -> VolumeError {
+    VolumeError::Io { operation: "read", path: segment.path().to_owned(), source }
+}
+
+/// What a run of sectors is read from.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// Data at a position of a segment, which is there unless a file was lost.
+    Data(Option<Arc<Segment>>, u64),
+    Zero,
 }
 
 impl Layer {
-    /// An empty layer, whose journal is not made yet.
-    pub(crate) fn new(
-        medium: &Arc<dyn Medium>,
-        directory: &Path,
-        id: LayerId,
-        secret: Secret,
-        first_sequence: u64,
-    ) -> Self {
-        let journal = Journal::new(medium.clone(), directory, id, JournalKeys::new(&secret.0));
-        Self {
-            journal,
-            map: RwLock::default(),
-            secret,
-            first_sequence,
-            torn_bytes: 0,
-            verified: AtomicBool::new(false),
-            damaged: false,
-        }
+    /// An empty layer, open, in a journal that is told of it.
+    pub(crate) fn new(journal: Arc<Journal>, id: LayerId, first_sequence: u64) -> Arc<Self> {
+        Self::with_map(journal, id, first_sequence, None, ExtentMap::default())
     }
 
-    /// Finds a layer again by its record, and returns it with the next sequence number.
-    pub(crate) fn recover(
-        medium: &Arc<dyn Medium>,
-        directory: &Path,
+    /// A layer that was found again.
+    pub(crate) fn with_map(
+        journal: Arc<Journal>,
         id: LayerId,
-        record: &LayerRecord,
-    ) -> Result<(Self, u64), VolumeError> {
-        let mut layer = Self::new(medium, directory, id, Secret(record.secret), record.first_sequence);
-        let path = layer.journal.path().to_owned();
-        let error = |operation| {
-            let path = path.clone();
-            move |source| VolumeError::Io { operation, path, source }
-        };
-        let file = match medium.open(&path, Open::Existing) {
-            Ok(file) => file,
-            // Nobody had written yet; or, where the layer was frozen with data, they are lost.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                layer.damaged = record.end.is_some_and(|end| end.bytes > FIRST_RECORD);
-                return Ok((layer, record.first_sequence));
-            }
-            Err(source) => return Err(error("open")(source)),
-        };
-        let found = replay(&*file, layer.journal.keys(), id).map_err(error("read"))?;
-        if let Some(version) = found.newer {
-            return Err(VolumeError::Newer { path, version });
-        }
-        match record.end {
-            Some(end) => {
-                layer.damaged = !is_whole(&found, end);
-                layer.verified = AtomicBool::new(!layer.damaged);
-            }
-            None => cut_tail(&*file, &path, &found).map_err(error("cut the torn end of"))?,
-        }
-        if layer.damaged {
-            tracing::error!(path = %path.display(), "the frozen journal is damaged: what is over it cannot be read");
-        }
-        layer.torn_bytes = found.torn_bytes;
-        layer.map = RwLock::new(found.map);
-        layer.journal = layer.journal.found(file, found.end);
-        let next = found.last_sequence.map_or(record.first_sequence, |last| last.saturating_add(1));
-        Ok((layer, next))
+        first_sequence: u64,
+        last_sequence: Option<u64>,
+        map: ExtentMap,
+    ) -> Arc<Self> {
+        let layer = Arc::new(Self {
+            id,
+            map: RwLock::new(map),
+            first_sequence: AtomicU64::new(first_sequence),
+            last_sequence: AtomicU64::new(last_sequence.unwrap_or(OPEN)),
+            held: OnceLock::new(),
+            damaged: OnceLock::new(),
+            whole: AtomicBool::new(false),
+            written: AtomicU64::new(0),
+            journal,
+        });
+        layer.journal.add_layer(&layer);
+        layer
     }
 
     pub(crate) fn id(&self) -> LayerId {
-        self.journal.layer()
+        self.id
     }
 
-    /// Calls `visit` with each record that counts, in the order of writing, and the place of its data, until it says stop.
+    /// Says whether all its records are kept, for the past of a protected volume.
+    pub(crate) fn keep_whole(&self, whole: bool) {
+        self.whole.store(whole, Ordering::Release);
+    }
+
+    pub(crate) fn is_whole(&self) -> bool {
+        self.whole.load(Ordering::Acquire)
+    }
+
+    /// How long all records are that were written to it, in bytes.
+    pub(crate) fn written(&self) -> u64 {
+        self.written.load(Ordering::Acquire)
+    }
+
+    /// Takes in how long the records were that it was found with.
+    pub(crate) fn found_written(&self, bytes: u64) {
+        self.written.store(bytes, Ordering::Release);
+    }
+
+    /// Calls `visit` with each record and its data, in the order of writing, until it says stop. Those that do not count
+    /// any more are only there as long as the layer is kept whole.
     ///
     /// # Errors
     /// A journal that is damaged or cannot be read.
     pub(crate) fn each_record(&self, visit: &mut Visit<'_>) -> Result<(), VolumeError> {
-        let path = || self.journal.path().to_owned();
-        if self.damaged {
-            return Err(VolumeError::Damaged { path: path() });
+        if let Some(path) = self.damaged() {
+            return Err(VolumeError::Damaged { path: path.clone() });
         }
-        let Some(file) = self.journal.file() else { return Ok(()) };
-        scan(file, self.journal.keys(), self.id(), visit).map(drop).map_err(|source| VolumeError::Io {
-            operation: "read",
-            path: path(),
-            source,
+        let mut all = Vec::new();
+        for segment in self.journal.segments().into_iter().filter(|segment| self.reaches_into(segment)) {
+            let entries = entries_of(&segment, self.journal.keys()).map_err(|source| unreadable(&segment, source))?;
+            let own = entries.into_iter().filter(|entry| self.covers(entry.record.sequence));
+            all.extend(own.map(|entry| (segment.clone(), entry)));
+        }
+        all.sort_by_key(|(_, entry)| entry.record.sequence);
+        let mut data = Vec::new();
+        for (segment, entry) in all {
+            data.resize(usize::try_from(entry.record.data_bytes()).unwrap_or(usize::MAX), 0);
+            let position = entry.position + RECORD_HEADER;
+            segment.read(position, &mut data).map_err(|source| unreadable(&segment, source))?;
+            let is_write = entry.record.kind == RecordKind::Write;
+            if is_write && self.journal.keys().data_checksum(&data) != entry.record.data_checksum {
+                return Err(VolumeError::Damaged { path: segment.path().to_owned() });
+            }
+            if visit(&entry.record, &data).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a segment may have records of it.
+    pub(crate) fn reaches_into(&self, segment: &Segment) -> bool {
+        let ((first, last), (from, to)) = (segment.sequences(), self.range());
+        from <= last && to.is_none_or(|to| first <= to)
+    }
+
+    /// Whether nothing was ever written to it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.map.read().is_empty()
+    }
+
+    /// The first sequence number and, once it is frozen, the last.
+    pub(crate) fn range(&self) -> (u64, Option<u64>) {
+        let last = self.last_sequence.load(Ordering::Acquire);
+        (self.first_sequence.load(Ordering::Acquire), (last != OPEN).then_some(last))
+    }
+
+    pub(crate) fn covers(&self, sequence: u64) -> bool {
+        let (first, last) = self.range();
+        first <= sequence && last.is_none_or(|last| sequence <= last)
+    }
+
+    /// Lets it begin where it will be written to from now on.
+    pub(crate) fn begin_at(&self, sequence: u64) {
+        self.first_sequence.store(sequence, Ordering::Release);
+    }
+
+    /// Ends it with a record, or opens it again.
+    pub(crate) fn end_with(&self, sequence: Option<u64>) {
+        self.last_sequence.store(sequence.unwrap_or(OPEN), Ordering::Release);
+    }
+
+    pub(crate) fn damaged(&self) -> Option<&PathBuf> {
+        self.damaged.get()
+    }
+
+    pub(crate) fn mark_damaged(&self, path: PathBuf) {
+        tracing::error!(path = %path.display(), "the journal is damaged: what is over it cannot be read");
+        self.damaged.get_or_init(|| path);
+    }
+
+    /// The record of this layer.
+    pub(crate) fn record(&self) -> LayerRecord {
+        let (first_sequence, last_sequence) = self.range();
+        LayerRecord { version: LAYER_VERSION, journal: self.journal.id(), first_sequence, last_sequence }
+    }
+
+    /// Appends records and enters them in the map, and says whether they needed a new segment. The caller holds the
+    /// volume's writer.
+    pub(crate) fn append(&self, records: &[(Record, &[u8])]) -> Result<bool, DeviceError> {
+        self.journal.append(records, |record, place| {
+            self.map.write().insert(record.sector, record.sector + record.sectors, place);
+            self.written.fetch_add(RECORD_HEADER + record.data_bytes(), Ordering::AcqRel);
         })
     }
 
-    pub(crate) fn secret(&self) -> Secret {
-        self.secret
-    }
-
-    pub(crate) fn is_damaged(&self) -> bool {
-        self.damaged
-    }
-
-    /// The record of this layer, with its end once it is frozen.
-    pub(crate) fn record(&self, last_sequence: Option<u64>) -> LayerRecord {
-        let end = last_sequence.map(|sequence| JournalEnd {
-            bytes: self.journal.tail(),
-            sequence,
-            torn_bytes: self.torn_bytes,
-        });
-        LayerRecord { version: VERSION, secret: self.secret.0, first_sequence: self.first_sequence, end }
-    }
-
-    /// Appends a record and enters it in the map. The caller holds the volume's writer.
-    pub(crate) fn append(&self, record: &Record, data: &[u8]) -> Result<(), DeviceError> {
-        let position = self.journal.append(record, data)?;
-        let place = match record.kind {
-            RecordKind::Write => NonZeroU64::new(position + FIRST_RECORD).map_or(Place::Zero, Place::Journal),
-            RecordKind::Zero | RecordKind::Discard => Place::Zero,
-        };
-        self.map.write().insert(record.sector, record.sector + record.sectors, place);
-        Ok(())
+    /// A range that is to be zeroed, with the zeroes that it touches.
+    pub(crate) fn with_zeroes_around(&self, sector: u64, sectors: u64) -> (u64, u64) {
+        let (start, end) = self.map.read().with_zeroes_around(sector, sector + sectors);
+        (start, end - start)
     }
 
     /// Finds what begins at a sector, at most to `end`.
@@ -162,9 +208,44 @@ impl Layer {
         self.map.read().find(start, end)
     }
 
+    /// Finds what begins at a sector, at most to `end`, and what it is read from.
+    pub(crate) fn locate(&self, start: u64, end: u64) -> (u64, Option<Source>) {
+        let map = self.map.read();
+        let Run { end, place } = map.find(start, end);
+        let source = match place.map(Place::content) {
+            None => None,
+            Some(Content::Zero(_)) => Some(Source::Zero),
+            // The map is held: nobody can have moved it meanwhile.
+            Some(Content::Data(number, position)) => {
+                let segment = self.journal.segment(number).or_else(|| self.held.get()?.get(&number).cloned());
+                Some(Source::Data(segment, position))
+            }
+        };
+        (end, source)
+    }
+
     /// How many sectors have data that still count.
     pub(crate) fn data_sectors(&self) -> u64 {
         self.map.read().data_sectors()
+    }
+
+    /// What of a segment still counts in this layer, in bytes.
+    pub(crate) fn live_bytes(&self, segment: u32) -> u64 {
+        self.map.read().live_bytes(segment)
+    }
+
+    /// What of a record still counts, run by run.
+    pub(crate) fn unmoved(&self, record: &Record, place: Place, runs: &mut Vec<(u64, u64)>) {
+        runs.extend(self.map.read().unmoved(record.sector, record.sector + record.sectors, place));
+    }
+
+    /// Puts what still is where it was at another place.
+    pub(crate) fn relocate(&self, start: u64, end: u64, from: Place, to: Place) {
+        let mut map = self.map.write();
+        // Who does not count any more has its segments, and no others.
+        if self.held.get().is_none() {
+            map.relocate(start, end, from, to);
+        }
     }
 
     /// Enters all that this layer says into a map, over what is there.
@@ -174,44 +255,55 @@ impl Layer {
         }
     }
 
-    /// Checks that a frozen journal still is what was written, before anything is made of it for good.
+    /// Takes in what a layer above it says, of the same journal.
+    pub(crate) fn absorb(&self, above: &Self) {
+        above.overlay(&mut self.map.write());
+    }
+
+    /// Enters what a layer below it says where it says nothing itself, a few runs at a time.
+    pub(crate) fn absorb_below(&self, below: &Self) {
+        let mut from = 0;
+        loop {
+            let runs = below.map.read().some(from, 1024);
+            let Some((_, last, _)) = runs.last() else { return };
+            from = *last;
+            let mut map = self.map.write();
+            for (start, end, place) in runs {
+                map.insert_below(start, end, place);
+            }
+        }
+    }
+
+    /// Keeps the segments that it needs, for who reads it although it does not count any more.
+    pub(crate) fn hold_segments(&self) {
+        let map = self.map.write();
+        let held = map.segments().filter_map(|number| Some((number, self.journal.segment(number)?)));
+        self.held.get_or_init(|| held.collect());
+    }
+
+    /// Checks that a frozen layer's data still are what was written, before anything is made of them for good.
     pub(crate) fn verify(&self) -> Result<(), VolumeError> {
-        let damaged = || VolumeError::Damaged { path: self.journal.path().to_owned() };
-        if self.damaged {
-            return Err(damaged());
+        let damaged = |path: PathBuf| VolumeError::Damaged { path };
+        if let Some(path) = self.damaged() {
+            return Err(damaged(path.clone()));
         }
-        let Some(file) = self.journal.file().filter(|_| !self.verified.load(Ordering::Acquire)) else { return Ok(()) };
-        let found = replay(file, self.journal.keys(), self.id()).map_err(|source| VolumeError::Io {
-            operation: "read",
-            path: self.journal.path().to_owned(),
-            source,
-        })?;
-        if found.map != *self.map.read() {
-            return Err(damaged());
+        let numbers: Vec<_> = self.map.read().segments().collect();
+        for segment in numbers.into_iter().filter_map(|number| self.journal.segment(number)) {
+            let end = segment.tail();
+            let start = segment.verified.load(Ordering::Acquire);
+            if start >= end {
+                continue;
+            }
+            let whole = check_segment(&segment, self.journal.keys(), start, end).map_err(|source| VolumeError::Io {
+                operation: "read",
+                path: segment.path().to_owned(),
+                source,
+            })?;
+            if !whole {
+                return Err(damaged(segment.path().to_owned()));
+            }
+            segment.verified.fetch_max(end, Ordering::AcqRel);
         }
-        self.verified.store(true, Ordering::Release);
         Ok(())
     }
-}
-
-/// Whether a frozen journal was found as its record says.
-fn is_whole(found: &Replay, end: JournalEnd) -> bool {
-    found.end == end.bytes && found.last_sequence == Some(end.sequence) && found.torn_bytes == end.torn_bytes
-}
-
-/// Cuts off what follows the last record that counts, so that the next one begins there.
-fn cut_tail(file: &dyn File, path: &Path, found: &Replay) -> io::Result<()> {
-    let length = file.length()?;
-    if found.torn_bytes > 0 {
-        let (torn_bytes, path) = (found.torn_bytes, path.display());
-        tracing::warn!(%path, torn_bytes, "skipped torn records, which nobody had flushed, before later ones");
-    }
-    if length > found.end {
-        let cut_bytes = length - found.end;
-        tracing::info!(path = %path.display(), cut_bytes, "cut a torn record from the end of the journal");
-        file.set_length(found.end)?;
-        // A later loss of power must not bring back what was read as absent: what is appended next could complete it.
-        file.sync_data()?;
-    }
-    Ok(())
 }

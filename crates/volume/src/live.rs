@@ -4,8 +4,8 @@ use store::LiveTree;
 
 use crate::error::VolumeError;
 use crate::records::{
-    self, FROZEN_PREFIX, FrozenRecord, HISTORY_PREFIX, HistoryRecord, LAYER_PREFIX, PROTECTION_PREFIX, VOLUME_PREFIX,
-    VolumeRecord,
+    self, FROZEN_PREFIX, FrozenRecord, HISTORY_PREFIX, HistoryRecord, JOURNAL_PREFIX, LAYER_PREFIX, PROTECTION_PREFIX,
+    VOLUME_PREFIX, VolumeRecord,
 };
 
 /// The trees that a root record keeps: those of volumes, deleted ones included, of their past, and of frozen disks.
@@ -22,7 +22,7 @@ pub fn live_trees(name: &str, value: &[u8]) -> Result<Option<Vec<LiveTree>>, Vol
         records::decode::<HistoryRecord>(name, value)?.before
     } else {
         // A layer's data are in its journal.
-        let has_none = [LAYER_PREFIX, PROTECTION_PREFIX].iter().any(|prefix| name.starts_with(prefix));
+        let has_none = [LAYER_PREFIX, JOURNAL_PREFIX, PROTECTION_PREFIX].iter().any(|prefix| name.starts_with(prefix));
         return Ok(has_none.then(Vec::new));
     };
     let base = stack.check(name)?;

@@ -144,7 +144,7 @@ impl Stack {
     }
 
     fn lost(&self, what: String) -> DeviceError {
-        StoreError::Damaged { what, path: self.context.layers.clone() }.into()
+        StoreError::Damaged { what, path: self.context.files.directory.clone() }.into()
     }
 }
 

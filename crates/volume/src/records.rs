@@ -8,13 +8,16 @@ use std::fmt::Display;
 use format::{from_canonical, to_canonical};
 use minicbor::{Decode, Encode};
 use store::{Domain, Domains, Origin, RootChange};
-use types::{FrozenId, LayerId, MAX_DISK_BYTES, Name, NodeId, SECTOR_BYTES, SnapshotId, VolumeId};
+use types::{FrozenId, JournalId, LayerId, MAX_DISK_BYTES, Name, NodeId, SECTOR_BYTES, SnapshotId, VolumeId};
 
 use crate::base::TreeBase;
 use crate::error::VolumeError;
 
-/// The version of all these records. Version 1 had no deleted volumes, and is read as well.
+/// The version of all these records but those of layers. Version 1 had no deleted volumes, and is read as well.
 pub(crate) const VERSION: u8 = 2;
+
+/// The version of the records of layers.
+pub(crate) const LAYER_VERSION: u8 = 3;
 
 /// The longest record, in bytes: what the store allows.
 const MAX_RECORD_BYTES: usize = 1 << 20;
@@ -22,6 +25,7 @@ const MAX_RECORD_BYTES: usize = 1 << 20;
 pub(crate) const VOLUME_PREFIX: &str = "volume/";
 pub(crate) const LAYER_PREFIX: &str = "layer/";
 pub(crate) const FROZEN_PREFIX: &str = "frozen/";
+pub(crate) const JOURNAL_PREFIX: &str = "journal/";
 pub(crate) const PROTECTION_PREFIX: &str = "protection/";
 pub(crate) const HISTORY_PREFIX: &str = "history/";
 
@@ -35,6 +39,10 @@ pub(crate) fn layer_name(id: LayerId) -> String {
 
 pub(crate) fn frozen_name(id: FrozenId) -> String {
     name(FROZEN_PREFIX, id)
+}
+
+pub(crate) fn journal_name(id: JournalId) -> String {
+    name(JOURNAL_PREFIX, id)
 }
 
 pub(crate) fn protection_name(id: VolumeId) -> String {
@@ -210,9 +218,25 @@ pub(crate) struct HistoryRecord {
     pub(crate) layer: Option<LayerId>,
 }
 
-/// `layer/<id>`
-#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+/// `layer/<id>`: a range of a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct LayerRecord {
+    #[n(0)]
+    pub(crate) version: u8,
+    /// The journal that its records lie in.
+    #[n(1)]
+    pub(crate) journal: JournalId,
+    /// The sequence number of its first record, if it gets one.
+    #[n(2)]
+    pub(crate) first_sequence: u64,
+    /// The sequence number of its last record; `None` while it grows.
+    #[n(3)]
+    pub(crate) last_sequence: Option<u64>,
+}
+
+/// `layer/<id>` of versions 1 and 2: a layer with a journal of its own, in one file.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct FileLayerRecord {
     #[n(0)]
     pub(crate) version: u8,
     /// What the journal's checksums are keyed with.
@@ -226,13 +250,58 @@ pub(crate) struct LayerRecord {
     pub(crate) end: Option<JournalEnd>,
 }
 
-impl std::fmt::Debug for LayerRecord {
+impl std::fmt::Debug for FileLayerRecord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("LayerRecord").field("end", &self.end).finish_non_exhaustive()
+        f.debug_struct("FileLayerRecord").field("end", &self.end).finish_non_exhaustive()
     }
 }
 
-/// Where a frozen journal ends.
+/// A layer's record of either version.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum AnyLayerRecord {
+    File(FileLayerRecord),
+    Range(LayerRecord),
+}
+
+/// `journal/<id>`: what a frozen layer needs of a journal, and what its checksums are keyed with.
+#[derive(Clone, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct JournalRecord {
+    #[n(0)]
+    pub(crate) version: u8,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub(crate) secret: [u8; 32],
+    /// Segments that must be found again as they are described.
+    #[n(2)]
+    pub(crate) segments: Vec<SegmentRecord>,
+}
+
+impl std::fmt::Debug for JournalRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("JournalRecord").field("segments", &self.segments).finish_non_exhaustive()
+    }
+}
+
+/// A segment, as far as it was durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct SegmentRecord {
+    #[n(0)]
+    pub(crate) number: u32,
+    #[cbor(n(1), with = "minicbor::bytes")]
+    pub(crate) generation: [u8; 16],
+    /// Where a record in it ends, in bytes.
+    #[n(2)]
+    pub(crate) end: u64,
+    /// How much before that is in no record, in bytes.
+    #[n(3)]
+    pub(crate) torn_bytes: u64,
+    /// The lowest and the highest sequence number in it.
+    #[n(4)]
+    pub(crate) first_sequence: u64,
+    #[n(5)]
+    pub(crate) last_sequence: u64,
+}
+
+/// Where a frozen layer ends that has a file of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct JournalEnd {
     /// Its length, in bytes.
@@ -256,12 +325,32 @@ pub(crate) fn decode<T>(name: &str, bytes: &[u8]) -> Result<T, VolumeError>
 where
     T: Encode<()> + for<'b> Decode<'b, ()>,
 {
+    check_version(name, bytes, VERSION)?;
+    decode_any(name, bytes)
+}
+
+/// Decodes the record of a layer, of either version.
+pub(crate) fn decode_layer(name: &str, bytes: &[u8]) -> Result<AnyLayerRecord, VolumeError> {
+    match check_version(name, bytes, LAYER_VERSION)? {
+        LAYER_VERSION => decode_any(name, bytes).map(AnyLayerRecord::Range),
+        _ => decode_any(name, bytes).map(AnyLayerRecord::File),
+    }
+}
+
+/// The version of a record, 0 where it has none; a newer one than is known is refused.
+fn check_version(name: &str, bytes: &[u8], known: u8) -> Result<u8, VolumeError> {
     let mut head = minicbor::Decoder::new(bytes);
-    if let (Ok(Some(_)), Ok(version)) = (head.array(), head.u8())
-        && version > VERSION
-    {
+    let (Ok(Some(_)), Ok(version)) = (head.array(), head.u8()) else { return Ok(0) };
+    if version > known {
         return Err(VolumeError::Newer { path: name.into(), version });
     }
+    Ok(version)
+}
+
+fn decode_any<T>(name: &str, bytes: &[u8]) -> Result<T, VolumeError>
+where
+    T: Encode<()> + for<'b> Decode<'b, ()>,
+{
     from_canonical(bytes, MAX_RECORD_BYTES).map_err(|source| VolumeError::Record { name: name.to_owned(), source })
 }
 
@@ -286,32 +375,57 @@ mod tests {
         StackRecord { size_bytes: 1 << 31, base: (&base).into(), layers: vec![LayerId([5; 16]), LayerId([6; 16])] }
     }
 
+    fn check_golden(name: &str, bytes: &[u8]) {
+        let golden = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name);
+        if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
+            std::fs::write(&golden, bytes).unwrap();
+        }
+        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding in {name} has changed");
+    }
+
     /// The bytes of a version, for ever.
     fn golden(version: u8, deleted: Option<DeletedRecord>) {
         let volume = VolumeRecord { version, name: "web-1".parse().unwrap(), stack: stack(), deleted };
         let frozen = FrozenRecord { version, stack: stack() };
         let end = Some(JournalEnd { bytes: 640, sequence: 9, torn_bytes: 64 });
-        let layer = LayerRecord { version, secret: [7; 32], first_sequence: 4, end };
+        let layer = FileLayerRecord { version, secret: [7; 32], first_sequence: 4, end };
         let (volume_bytes, frozen_bytes) = (to_canonical(&volume), to_canonical(&frozen));
         let layer_bytes = to_canonical(&layer);
         assert_eq!(decode::<VolumeRecord>("volume/x", &volume_bytes).unwrap(), volume);
         assert_eq!(decode::<FrozenRecord>("frozen/x", &frozen_bytes).unwrap(), frozen);
-        assert_eq!(decode::<LayerRecord>("layer/x", &layer_bytes).unwrap(), layer);
+        assert_eq!(decode_layer("layer/x", &layer_bytes).unwrap(), AnyLayerRecord::File(layer));
         check_golden(&format!("roots-v{version}.cbor"), &[volume_bytes, frozen_bytes, layer_bytes].concat());
-    }
-
-    fn check_golden(file: &str, bytes: &[u8]) {
-        let golden = format!("{}/golden/{file}", env!("CARGO_MANIFEST_DIR"));
-        if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
-            std::fs::write(&golden, bytes).unwrap();
-        }
-        assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding has changed: {file}");
     }
 
     #[test]
     fn golden_files() {
         golden(1, None);
         golden(2, Some(DeletedRecord { at_ms: 1_763_877_012_345, note: "removed".to_owned() }));
+    }
+
+    /// The bytes of layers of version 3 and of their journals, for ever.
+    #[test]
+    fn golden_of_journals() {
+        let segment = SegmentRecord {
+            number: 3,
+            generation: [9; 16],
+            end: 640,
+            torn_bytes: 64,
+            first_sequence: 4,
+            last_sequence: 9,
+        };
+        let journal = JournalRecord { version: 2, secret: [7; 32], segments: vec![segment] };
+        let layer =
+            |last_sequence| LayerRecord { version: 3, journal: JournalId([5; 16]), first_sequence: 4, last_sequence };
+        let (open, frozen, journal_bytes) =
+            (to_canonical(&layer(None)), to_canonical(&layer(Some(9))), to_canonical(&journal));
+        assert_eq!(decode_layer("layer/x", &open).unwrap(), AnyLayerRecord::Range(layer(None)));
+        assert_eq!(decode_layer("layer/x", &frozen).unwrap(), AnyLayerRecord::Range(layer(Some(9))));
+        assert_eq!(decode::<JournalRecord>("journal/x", &journal_bytes).unwrap(), journal);
+        check_golden("layers-v3.cbor", &[open, frozen, journal_bytes].concat());
+        let newer = LayerRecord { version: LAYER_VERSION + 1, ..layer(None) };
+        let result = decode_layer("layer/x", &to_canonical(&newer));
+        assert!(matches!(result, Err(VolumeError::Newer { version: 4, .. })));
     }
 
     /// The bytes of a volume's past, for ever.

@@ -1,37 +1,52 @@
 //! Finding all volumes again: from the root records, and from the journals that they name.
 //!
-//! Invariant: what no record names was never acknowledged, or is not needed any more; it is deleted. A journal that a
-//! record names is never deleted here.
+//! Invariant: what no record names was never acknowledged, or is not needed any more; it is used again or deleted. What a
+//! record names is never deleted here. Of full segments only the footers are read; what was being filled is read through.
+
+mod segments;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use types::LayerId;
+use types::{JournalId, LayerId, VolumeId};
 
 use crate::error::VolumeError;
 use crate::frozen::Frozen;
-use crate::journal;
+use crate::journal::{Journal, Secret};
 use crate::layer::Layer;
 use crate::records::{
-    self, FROZEN_PREFIX, FrozenRecord, LAYER_PREFIX, LayerRecord, StackRecord, VOLUME_PREFIX, VolumeRecord,
+    self, AnyLayerRecord, FROZEN_PREFIX, FileLayerRecord, FrozenRecord, JOURNAL_PREFIX, JournalEnd, JournalRecord,
+    LAYER_PREFIX, LayerRecord, StackRecord, VOLUME_PREFIX, VolumeRecord,
 };
 use crate::stack::{Context, Stack};
 use crate::volume::Volume;
-use crate::volumes::Registry;
+use crate::volumes::{Registry, random};
+use segments::FoundJournal;
 
 /// Reads everything that there is.
 pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
     make_directory(context)?;
     let roots = context.store.roots();
-    let mut layers = Layers { context, found: BTreeMap::new() };
-    let mut registry = Registry::default();
+    let mut volumes = Vec::new();
+    let mut layers = Layers { context, found: BTreeMap::new(), next: BTreeMap::new(), journals: BTreeMap::new() };
     for (name, bytes) in roots.list(VOLUME_PREFIX) {
         let record: VolumeRecord = records::decode(&name, &bytes)?;
-        let id = records::id_of(VOLUME_PREFIX, &name)?;
-        let stack = layers.stack(&name, &record.stack)?;
-        let next = layers.next_sequence(&record.stack);
-        let contradiction = |what| VolumeError::Contradiction { name: name.clone(), what };
-        let open = stack.layers.first().cloned().ok_or_else(|| contradiction("it has no open layer"))?;
+        volumes.push((records::id_of(VOLUME_PREFIX, &name)?, name, record));
+    }
+    let mut frozen = Vec::new();
+    for (name, bytes) in roots.list(FROZEN_PREFIX) {
+        let record: FrozenRecord = records::decode(&name, &bytes)?;
+        frozen.push((records::id_of(FROZEN_PREFIX, &name)?, name, record.stack));
+    }
+    let past = crate::history::records(context)?;
+    let whole: Vec<_> = past.iter().map(|(name, record)| (name, record.with_layer())).collect();
+    let stacks = volumes.iter().map(|(_, name, record)| (name, &record.stack));
+    let stacks = stacks.chain(frozen.iter().map(|(_, name, stack)| (name, stack)));
+    layers.find(stacks.chain(whole.iter().map(|(name, stack)| (*name, stack))))?;
+
+    let mut registry = Registry::default();
+    for (id, name, record) in volumes {
+        let (stack, open, next) = layers.volume_stack(id, &name, &record)?;
         let volume = Volume::new(id, record.name.clone(), stack, open, next);
         if let Some(deleted) = record.deleted {
             volume.mark_deleted(deleted);
@@ -39,18 +54,15 @@ pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
             continue;
         }
         if registry.volumes.insert(record.name, volume).is_some() {
-            return Err(contradiction("another volume has its name"));
+            return Err(VolumeError::Contradiction { name, what: "another volume has its name" });
         }
     }
-    for (name, bytes) in roots.list(FROZEN_PREFIX) {
-        let record: FrozenRecord = records::decode(&name, &bytes)?;
-        let id = records::id_of(FROZEN_PREFIX, &name)?;
-        registry.frozen.insert(id, Frozen::new(id, layers.stack(&name, &record.stack)?));
+    for (id, name, record) in frozen {
+        registry.frozen.insert(id, Frozen::new(id, layers.stack(&name, &record)?));
     }
     let volumes = registry.all_volumes().map(|volume| (volume.id(), volume.clone())).collect();
-    crate::history::recover(context, &volumes, &mut |name, record| {
-        let none = || VolumeError::Contradiction { name: name.to_owned(), what: "it names no layer" };
-        Ok((layers.stack(name, &record.before)?, layers.layer(name, record.layer.ok_or_else(none)?)?))
+    crate::history::recover(context, &volumes, past, &mut |name, record| {
+        Ok((layers.stack(name, &record.before)?, record.layer.and_then(|id| layers.found.get(&id).cloned())))
     })?;
     layers.drop_unreferenced()?;
     Ok(registry)
@@ -58,40 +70,134 @@ pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
 
 struct Layers<'c> {
     context: &'c Arc<Context>,
-    /// The layers that were named so far, with the next sequence number of each.
-    found: BTreeMap<LayerId, (Arc<Layer>, u64)>,
+    /// The layers that were named.
+    found: BTreeMap<LayerId, Arc<Layer>>,
+    /// The sequence number that follows all in a journal.
+    next: BTreeMap<JournalId, u64>,
+    journals: BTreeMap<JournalId, Arc<Journal>>,
 }
 
 impl Layers<'_> {
-    fn stack(&mut self, name: &str, record: &StackRecord) -> Result<Stack, VolumeError> {
+    /// Finds all layers that stacks name.
+    fn find<'r>(&mut self, stacks: impl Iterator<Item = (&'r String, &'r StackRecord)>) -> Result<(), VolumeError> {
+        let mut ranges: BTreeMap<JournalId, BTreeMap<LayerId, LayerRecord>> = BTreeMap::new();
+        let mut files = BTreeMap::new();
+        for (owner, id) in stacks.flat_map(|(name, stack)| stack.layers.iter().map(move |id| (name, *id))) {
+            let name = records::layer_name(id);
+            let bytes = self.context.store.roots().get(&name).ok_or_else(|| VolumeError::Contradiction {
+                name: owner.clone(),
+                what: "it refers to a layer that has no record",
+            })?;
+            match records::decode_layer(&name, &bytes)? {
+                AnyLayerRecord::Range(record) => drop(ranges.entry(record.journal).or_default().insert(id, record)),
+                AnyLayerRecord::File(record) => drop(files.insert(id, record)),
+            }
+        }
+        let mut known = BTreeMap::new();
+        for (name, bytes) in self.context.store.roots().list(JOURNAL_PREFIX) {
+            let record: JournalRecord = records::decode(&name, &bytes)?;
+            known.insert(records::id_of(JOURNAL_PREFIX, &name)?, record);
+        }
+        known.retain(|id, _| ranges.contains_key(id));
+        let mut journals = segments::find(self.context, known)?;
+        for (id, layers) in ranges {
+            let found = journals.remove(&id).ok_or_else(|| VolumeError::Contradiction {
+                name: records::journal_name(id),
+                what: "a layer lies in it, and it has no record",
+            })?;
+            self.enter(id, &found, layers);
+        }
+        files.into_iter().try_for_each(|(id, record)| self.enter_file(id, &record))
+    }
+
+    /// Makes the layers of a journal of what was found in it.
+    fn enter(&mut self, id: JournalId, found: &FoundJournal, layers: BTreeMap<LayerId, LayerRecord>) {
+        let mut next = found.next_sequence;
+        for (layer, record) in layers {
+            next = next.max(record.first_sequence).max(record.last_sequence.map_or(1, |last| last.saturating_add(1)));
+            let map = found.map(record.first_sequence, record.last_sequence);
+            let (first, last) = (record.first_sequence, record.last_sequence);
+            let made = Layer::with_map(found.journal.clone(), layer, first, last, map);
+            if let Some(path) = found.damage_in(first, last.unwrap_or(u64::MAX)) {
+                made.mark_damaged(path);
+            }
+            made.found_written(found.bytes(first, last));
+            self.found.insert(layer, made);
+        }
+        self.next.insert(id, next);
+        self.journals.insert(id, found.journal.clone());
+    }
+
+    /// Makes a layer of version 1.
+    fn enter_file(&mut self, id: LayerId, record: &FileLayerRecord) -> Result<(), VolumeError> {
+        let layer = segments::file_layer(self.context, id, record)?;
+        self.found.insert(id, layer);
+        Ok(())
+    }
+
+    fn stack(&self, name: &str, record: &StackRecord) -> Result<Stack, VolumeError> {
         let base = record.check(name)?;
-        let layers = record.layers.iter().map(|id| self.layer(name, *id)).collect::<Result<_, _>>()?;
+        let layers = record.layers.iter().filter_map(|id| self.found.get(id).cloned()).collect();
         Ok(Stack::new(self.context.clone(), record.size_bytes, base, layers))
     }
 
-    fn layer(&mut self, owner: &str, id: LayerId) -> Result<Arc<Layer>, VolumeError> {
-        if let Some((layer, _)) = self.found.get(&id) {
-            return Ok(layer.clone());
+    /// A volume's stack, its open layer, and its next sequence number.
+    fn volume_stack(
+        &mut self,
+        id: VolumeId,
+        name: &str,
+        record: &VolumeRecord,
+    ) -> Result<(Stack, Arc<Layer>, u64), VolumeError> {
+        let stack = self.stack(name, &record.stack)?;
+        let contradiction = |what| VolumeError::Contradiction { name: name.to_owned(), what };
+        let open = stack.layers.first().cloned().ok_or_else(|| contradiction("it has no open layer"))?;
+        let next = self.next.get(&open.journal.id()).copied();
+        match next {
+            Some(_) if open.range().1.is_some() => Err(contradiction("its open layer is frozen")),
+            Some(next) => Ok((stack, open, next)),
+            None => self.upgrade(id, record, stack, &open),
         }
-        let name = records::layer_name(id);
-        let bytes = self.context.store.roots().get(&name).ok_or_else(|| VolumeError::Contradiction {
-            name: owner.to_owned(),
-            what: "it refers to a layer that has no record",
-        })?;
-        let record: LayerRecord = records::decode(&name, &bytes)?;
-        let (layer, next) = Layer::recover(&self.context.medium, &self.context.layers, id, &record)?;
-        let layer = Arc::new(layer);
-        self.found.insert(id, (layer.clone(), next));
-        Ok(layer)
     }
 
-    /// The sequence number that follows all of a volume's.
-    fn next_sequence(&self, record: &StackRecord) -> u64 {
-        let open = record.layers.first().and_then(|id| self.found.get(id));
-        open.map_or(1, |(_, next)| *next)
+    /// Freezes the open layer of version 1, and puts one of the present version over it.
+    fn upgrade(
+        &mut self,
+        id: VolumeId,
+        record: &VolumeRecord,
+        stack: Stack,
+        old: &Arc<Layer>,
+    ) -> Result<(Stack, Arc<Layer>, u64), VolumeError> {
+        old.journal.sync()?;
+        let journal = Arc::new(Journal::new(self.context.files.clone(), JournalId(random()?), Secret(random()?)));
+        let open = Layer::new(journal.clone(), LayerId(random()?), 1);
+        let mut changes = vec![
+            records::put(records::journal_name(journal.id()), &journal.record(&std::collections::BTreeSet::new())),
+            records::put(records::layer_name(open.id()), &open.record()),
+        ];
+        let mut layers = vec![open.clone()];
+        layers.extend(stack.layers.iter().skip(usize::from(old.is_empty())).cloned());
+        changes.push(match old.journal.segments().first().filter(|_| !old.is_empty()) {
+            None => (records::layer_name(old.id()), None),
+            Some(segment) => {
+                let (first_sequence, last) = old.range();
+                let end =
+                    JournalEnd { bytes: segment.tail(), sequence: last.unwrap_or(0), torn_bytes: segment.torn_bytes() };
+                let secret = old.journal.secret().0;
+                let record = FileLayerRecord { version: 1, secret, first_sequence, end: Some(end) };
+                records::put(records::layer_name(old.id()), &record)
+            }
+        });
+        let stack = stack.with_layers(layers);
+        let upgraded = VolumeRecord { stack: stack.record(), version: records::VERSION, ..record.clone() };
+        changes.push(records::put(records::volume_name(id), &upgraded));
+        self.context.store.roots().apply(changes)?;
+        tracing::info!(volume = %record.name, "its journal is of version 1: it goes on with one of version 2");
+        self.found.insert(open.id(), open.clone());
+        self.journals.insert(journal.id(), journal);
+        Ok((stack, open, 1))
     }
 
-    /// Deletes the records and journals of layers that nothing refers to.
+    /// Deletes the records of layers and journals that nothing refers to, and the files of layers.
     fn drop_unreferenced(&self) -> Result<(), VolumeError> {
         let roots = self.context.store.roots();
         let mut changes = Vec::new();
@@ -100,30 +206,24 @@ impl Layers<'_> {
                 changes.push((name, None));
             }
         }
+        for (name, _) in roots.list(JOURNAL_PREFIX) {
+            if !self.journals.contains_key(&records::id_of(JOURNAL_PREFIX, &name)?) {
+                changes.push((name, None));
+            }
+        }
         if !changes.is_empty() {
             roots.apply(changes)?;
         }
-        let directory = &self.context.layers;
-        let error = |source| VolumeError::Io { operation: "list", path: directory.clone(), source };
-        for file in self.context.medium.list(directory).map_err(error)? {
-            let path = directory.join(file);
-            let is_journal = path.extension().is_some_and(|extension| extension == "journal");
-            let id = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-            if let Some(id) = id.filter(|id| is_journal && !self.found.contains_key(id)) {
-                tracing::info!(layer = %id, "deletes a journal that nothing refers to");
-                journal::delete(&*self.context.medium, &path);
-            }
-        }
-        Ok(())
+        segments::delete_stray_files(self.context, |id| self.found.contains_key(&id))
     }
 }
 
 /// Makes the directory of the journals and the one it is in, only for their owner, durably.
 fn make_directory(context: &Context) -> Result<(), VolumeError> {
-    let layers = &context.layers;
-    for path in layers.parent().into_iter().chain([layers.as_path()]) {
+    let directory = &context.files.directory;
+    for path in directory.parent().into_iter().chain([directory.as_path()]) {
         let error = |source| VolumeError::Io { operation: "make", path: path.to_owned(), source };
-        context.medium.make_directory(path).map_err(error)?;
+        context.files.medium.make_directory(path).map_err(error)?;
     }
     Ok(())
 }

@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
-use types::{FrozenId, VolumeId};
+use types::{FrozenId, LayerId, VolumeId};
 
 use crate::base::TreeBase;
 use crate::deleted::Deleted;
 use crate::error::VolumeError;
-use crate::layer::Secret;
-use crate::records::{self, DeletedRecord};
+use crate::layer::Layer;
+use crate::records::DeletedRecord;
 use crate::stack::Stack;
 use crate::volume::Volume;
 use crate::volumes::{Exchange, Volumes, random};
@@ -34,29 +34,39 @@ impl Volumes {
     ///
     /// # Errors
     /// What is not there, journals that cannot be made durable, or a store that fails; then nothing has changed.
-    pub fn revert(&self, volume: &Volume, to: RevertTo, now_ms: u64, note: &str) -> Result<Deleted, VolumeError> {
-        let _changing = self.changes.lock();
+    pub fn revert(&self, volume: &Arc<Volume>, to: RevertTo, now_ms: u64, note: &str) -> Result<Deleted, VolumeError> {
+        let changing = self.changes.lock();
         self.check_present(volume)?;
         let under = self.state_of(to)?;
         under.record().check(volume.name().as_str())?;
+        if volume.is_protected() {
+            self.end_layer(&changing, volume)?;
+        }
         let mut writer = volume.writer.lock();
-        let before = volume.cell.stack();
-        // The past of a protected volume has to say when it became another one, also if nobody had written to it.
-        let needed = volume.is_protected() || !writer.open.journal.is_empty();
-        let exchange = self.exchange_if(needed, volume, &before, &writer)?;
+        // What is taken back later is all that was acknowledged. It keeps the journal; the volume gets another.
+        writer.open.journal.sync()?;
         let record = DeletedRecord { at_ms: now_ms, note: note.to_owned() };
-        let (kept, kept_layer) = self.keep(volume, &before, &exchange)?;
-        let open = exchange.stack.as_ref().map_or_else(|| writer.open.clone(), |(_, open)| open.clone());
-        let mut layers = vec![open];
-        layers.extend(under.layers.iter().cloned());
+        let before = Stack::clone(&volume.cell.stack());
+        let before_pause = before.with_layers(before.layers[1..].to_vec());
+        let name = volume.name().clone();
+        let kept = Volume::new(VolumeId(random()?), name, before, writer.open.clone(), writer.next_sequence);
+        let (open, mut changes) = self.begin_journal(writer.open.journal.secret())?;
+        let layers = std::iter::once(&open).chain(&under.layers).cloned().collect();
         let next = under.with_layers(layers);
-        let mut changes = exchange.changes.clone();
-        changes.push(kept_layer);
+        // The past of a protected volume has to say when it became another one, also if nobody had written to it.
+        let ending = volume.pause(&before_pause);
+        let (ending, past) = ending.unzip();
+        changes.extend(past);
         changes.push(kept.record_as(&kept.cell.stack(), Some(record.clone())));
-        // After the exchange's own record of this volume: the later one counts.
         changes.push(volume.record(&next));
         self.context.store.roots().apply(changes)?;
-        exchange.finish(volume, &mut writer);
+        writer.open.keep_whole(false);
+        open.keep_whole(volume.is_protected());
+        if let Some(ending) = ending {
+            volume.ended(ending);
+        }
+        writer.open = open;
+        writer.next_sequence = 1;
         volume.cell.replace(next);
         kept.mark_deleted(record.clone());
         self.registry.write().deleted.insert(kept.id(), kept.clone());
@@ -72,32 +82,14 @@ impl Volumes {
             }
             RevertTo::Deleted(id) => {
                 let deleted = self.find_deleted(id)?;
-                let mut writer = deleted.writer.lock();
-                let stack = deleted.cell.stack();
                 // Its open layer is shared from now on, so it gets another one.
-                let exchange = self.exchange(&deleted, &stack, &writer)?;
-                if !exchange.changes.is_empty() {
-                    self.context.store.roots().apply(exchange.changes.clone())?;
-                }
-                let frozen = stack.with_layers(exchange.frozen.clone());
-                exchange.finish(&deleted, &mut writer);
-                Ok(Arc::new(frozen))
+                let journal = deleted.cell.stack().layers[0].journal.clone();
+                let open = Layer::new(journal, LayerId(random()?), u64::MAX);
+                let exchange = Exchange::begin(&deleted, &mut deleted.writer.lock(), open);
+                let frozen = Arc::new(exchange.frozen.clone());
+                self.complete(vec![(&*deleted, exchange)], Vec::new())?;
+                Ok(frozen)
             }
         }
-    }
-
-    /// What a volume is, as a volume of its own, and the record of its open layer.
-    fn keep(
-        &self,
-        volume: &Volume,
-        before: &Stack,
-        exchange: &Exchange,
-    ) -> Result<(Arc<Volume>, store::RootChange), VolumeError> {
-        let open = Arc::new(self.new_layer(Secret(random()?), 1)?);
-        let mut layers = vec![open.clone()];
-        layers.extend(exchange.frozen.iter().cloned());
-        let record = records::put(records::layer_name(open.id()), &open.record(None));
-        let id = VolumeId(random()?);
-        Ok((Volume::new(id, volume.name().clone(), before.with_layers(layers), open, 1), record))
     }
 }

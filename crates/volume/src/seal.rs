@@ -20,13 +20,12 @@ use types::{CHUNK_BYTES, ChunkId, FrozenId, Progress, SECTOR_BYTES};
 use crate::base::{Absent, CHUNK, TreeBase};
 use crate::device::DeviceError;
 use crate::error::VolumeError;
-use crate::extent_map::{ExtentMap, Place};
+use crate::extent_map::ExtentMap;
 use crate::frozen::Frozen;
 use crate::reading::Patience;
-use crate::records;
 use crate::stack::{From, Lack, Stack, absent_node};
 use crate::volume::Volume;
-use crate::volumes::{Owner, Volumes, unreferenced};
+use crate::volumes::{Owner, Volumes};
 
 /// How many chunks are composed in one go.
 const BATCH_CHUNKS: u64 = 64;
@@ -70,7 +69,7 @@ impl Volumes {
     pub async fn fold(&self, volume: &Arc<Volume>, progress: &Progress) -> Result<(), VolumeError> {
         let _one = or_cancelled(progress, volume.folding.lock()).await?;
         let _hold = self.context.store.hold();
-        self.freeze_open_layer(volume)?;
+        self.end_open_layer(volume)?;
         loop {
             let stack = volume.cell.open()?;
             let frozen = Arc::new(stack.with_layers(stack.layers[1..].to_vec()));
@@ -84,23 +83,17 @@ impl Volumes {
         }
     }
 
-    fn freeze_open_layer(&self, volume: &Volume) -> Result<(), VolumeError> {
+    fn end_open_layer(&self, volume: &Arc<Volume>) -> Result<(), VolumeError> {
         volume.cell.open()?.layers[0].journal.sync()?;
-        let _changing = self.changes.lock();
-        self.check_present(volume)?;
-        let mut writer = volume.writer.lock();
-        let exchange = self.exchange(volume, &volume.cell.stack(), &writer)?;
-        if !exchange.changes.is_empty() {
-            self.context.store.roots().apply(exchange.changes.clone())?;
-        }
-        exchange.finish(volume, &mut writer);
-        Ok(())
+        let changing = self.changes.lock();
+        let exchanges = self.exchange(&changing, std::slice::from_ref(volume))?;
+        self.complete(exchanges, Vec::new())
     }
 
     /// Puts every volume and frozen disk that stands on exactly these layers and tree on the tree they were folded
     /// into, in one step, and says whether there was one.
     fn rebase(&self, folded: &Stack, base: &TreeBase) -> Result<bool, VolumeError> {
-        let _changing = self.changes.lock();
+        let changing = self.changes.lock();
         let (volumes, frozen): (Vec<_>, Vec<_>) = {
             let registry = self.registry.read();
             (registry.all_volumes().cloned().collect(), registry.frozen.values().cloned().collect())
@@ -127,11 +120,12 @@ impl Volumes {
             let before = past.iter().find(|(_, id, number, _)| owner == Owner::History(*id, *number));
             Some(volume.or(disk).or(before.map(|(next, ..)| next)).cloned().map_or(stack, Arc::new))
         });
-        let freed = unreferenced(&folded.layers, &kept);
+        let freed = kept.unreferenced(&folded.layers);
         let mut changes: Vec<_> = volumes.iter().map(|(next, volume)| volume.record(next)).collect();
         changes.extend(frozen.iter().map(|(next, disk)| Frozen::record(disk.id(), next)));
+        let removal = Self::removal(&kept, freed);
+        changes.extend(removal.changes.iter().cloned());
         changes.extend(past.iter().map(|(next, id, number, entry)| entry.change(*id, *number, next)));
-        changes.extend(freed.iter().map(|layer| (records::layer_name(layer.id()), None)));
         self.context.store.roots().apply(changes)?;
         for (next, _, _, entry) in past {
             entry.before.replace(next);
@@ -142,7 +136,7 @@ impl Volumes {
         for (next, disk) in frozen {
             disk.cell.replace(next);
         }
-        self.context.delete_journals(&freed);
+        self.let_go(&changing, removal);
         Ok(true)
     }
 }
@@ -218,10 +212,10 @@ fn steps(map: &ExtentMap, size_bytes: u64) -> Vec<Step> {
         }
         done = chunks.end;
     };
-    for (start, end, place) in map.iter() {
+    for (start, end, zero) in map.outline() {
         let touched = start / SECTORS..end.div_ceil(SECTORS);
         let whole = start.div_ceil(SECTORS)..if end == disk_end { touched.end } else { end / SECTORS };
-        if place == Place::Zero && whole.start < whole.end {
+        if zero && whole.start < whole.end {
             compose(&mut steps, touched.start..whole.start);
             steps.push(Step::Clear(whole.clone()));
             compose(&mut steps, whole.end..touched.end);
@@ -437,11 +431,10 @@ async fn or_cancelled<F: Future>(progress: &Progress, future: F) -> Result<F::Ou
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU64;
-
     use proptest::prelude::*;
 
     use super::*;
+    use crate::extent_map::Place;
 
     const SECTORS: u64 = CHUNK / SECTOR_BYTES;
 
@@ -457,7 +450,7 @@ mod tests {
                 let start = if aligned { start / SECTORS * SECTORS } else { start };
                 let end = (start + if aligned { length.next_multiple_of(SECTORS) } else { length }).min(size);
                 if start < end {
-                    let place = NonZeroU64::new(64).filter(|_| !zero).map_or(Place::Zero, Place::Journal);
+                    let place = if zero { Place::zero(1, 64) } else { Place::data(1, 64) };
                     map.insert(start, end, place);
                 }
             }
@@ -479,7 +472,7 @@ mod tests {
                 for (index, found) in (0..).zip(found) {
                     let (start, end) = (index * SECTORS, ((index + 1) * SECTORS).min(size));
                     let places: Vec<_> = (start..end).map(|sector| map.find(sector, end).place).collect();
-                    let all_zero = !places.is_empty() && places.iter().all(|place| *place == Some(Place::Zero));
+                    let all_zero = !places.is_empty() && places.iter().all(|place| place.is_some_and(Place::is_zero));
                     let touched = places.iter().any(Option::is_some);
                     prop_assert_eq!(found, touched.then_some(all_zero));
                 }

@@ -4,24 +4,24 @@
 //! old one reads the same bytes: journals are immutable where they have been written, and open files outlive their
 //! names.
 
+use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use format::tree::{self, AbsentNode, TreeError};
 use format::{NodeError, Shape};
-use medium::{Medium, Room};
+use medium::Room;
 use store::{ChunkSource, ChunkStore, NodeCache, Nodes, StoreError};
 use tokio::sync::Notify;
 use types::{CHUNK_BYTES, ChunkId, SECTOR_BYTES};
 
 use crate::base::{Absent, CHUNK, TreeBase};
-use crate::clock::Clock;
 use crate::device::DeviceError;
-use crate::extent_map::Place;
-use crate::journal;
-use crate::layer::Layer;
+use crate::journal::failure;
+use crate::layer::{Layer, Source};
 use crate::records::StackRecord;
+use crate::segment::{Segment, SegmentFiles};
+use crate::volumes::{VolumeOptions, Volumes};
 use crate::workers::Workers;
 
 /// What all volumes of a node share.
@@ -30,15 +30,15 @@ pub(crate) struct Context {
     pub(crate) store: Arc<dyn ChunkStore>,
     pub(crate) source: Arc<dyn ChunkSource>,
     pub(crate) nodes: Arc<NodeCache>,
-    /// The file system that the journals lie on.
-    pub(crate) medium: Arc<dyn Medium>,
     /// Where the journals lie.
-    pub(crate) layers: PathBuf,
+    pub(crate) files: Arc<SegmentFiles>,
     /// The threads that compose and hash chunks.
     pub(crate) workers: Workers,
-    pub(crate) journal_limit_bytes: u64,
-    pub(crate) clock: Clock,
-    pub(crate) reserve_bytes: u64,
+    /// The thread that tidies journals.
+    pub(crate) tidiers: Workers,
+    pub(crate) options: VolumeOptions,
+    /// Whom to ask for work in the background.
+    pub(crate) volumes: OnceLock<Weak<Volumes>>,
     /// Told when a volume should be folded, or some of its past given up.
     pub(crate) room_due: Notify,
 }
@@ -46,14 +46,14 @@ pub(crate) struct Context {
 impl Context {
     /// The room on the file system of the journals, where it can be told.
     pub(crate) fn room(&self) -> Option<Room> {
-        self.medium.room(&self.layers).ok()
+        self.files.medium.room(&self.files.directory).ok()
     }
 
-    /// Deletes journals that no record refers to any more. One that stays is deleted when the volumes are next opened.
-    pub(crate) fn delete_journals(&self, layers: &[Arc<Layer>]) {
-        for layer in layers {
-            journal::delete(&*self.medium, layer.journal.path());
-        }
+    /// Gives room on the medium back that can be done without, and says whether it did.
+    pub(crate) fn make_room(&self) -> bool {
+        // Both, whatever the first has to give.
+        let files = self.files.give_room();
+        self.store.make_room() | files
     }
 }
 
@@ -71,8 +71,9 @@ pub(crate) struct Stack {
 
 /// What a run of sectors is read from.
 #[derive(Debug)]
-pub(crate) enum From<'s> {
-    Journal(&'s Layer, u64),
+pub(crate) enum From {
+    /// Data at a position of a segment, which is there unless a file was lost.
+    Journal(Option<Arc<Segment>>, u64),
     Zero,
     Tree,
 }
@@ -97,10 +98,11 @@ impl Stack {
         Self { layers, ..self.clone() }
     }
 
-    /// The length of the journals of its layers, in bytes.
+    /// The length of the journal that is written to, and what counts in the layers of others, in bytes.
     pub(crate) fn journal_bytes(&self) -> u64 {
-        let written = self.layers.iter().filter(|layer| !layer.journal.is_empty());
-        written.map(|layer| layer.journal.tail()).sum()
+        let Some(own) = self.layers.first().map(|open| &open.journal) else { return 0 };
+        let others = self.layers.iter().filter(|layer| layer.journal.id() != own.id());
+        own.bytes() + others.map(|layer| layer.data_sectors() * SECTOR_BYTES).sum::<u64>()
     }
 
     /// Whether the tree says it all: no layers, and not grown since.
@@ -126,14 +128,14 @@ impl Stack {
     }
 
     /// Finds what begins at a sector, at most to `end`, and returns it with the sector after it.
-    pub(crate) fn find(&self, start: u64, end: u64) -> (From<'_>, u64) {
+    pub(crate) fn find(&self, start: u64, end: u64) -> (From, u64) {
         let mut end = end;
         for layer in &self.layers {
-            let run = layer.find(start, end);
-            end = run.end;
-            match run.place {
-                Some(Place::Journal(position)) => return (From::Journal(layer, position.get()), end),
-                Some(Place::Zero) => return (From::Zero, end),
+            let (run_end, source) = layer.locate(start, end);
+            end = run_end;
+            match source {
+                Some(Source::Data(segment, position)) => return (From::Journal(segment, position), end),
+                Some(Source::Zero) => return (From::Zero, end),
                 None => {}
             }
         }
@@ -152,7 +154,7 @@ impl Stack {
             let length = usize::try_from((next - sector) * SECTOR_BYTES).unwrap_or(usize::MAX);
             let (part, after) = rest.split_at_mut(length);
             match from {
-                From::Journal(layer, position) => layer.journal.read(position, part)?,
+                From::Journal(segment, position) => read_segment(segment, position, part)?,
                 From::Zero => part.fill(0),
                 From::Tree => complete &= self.read_tree(sector * SECTOR_BYTES, part, lack)?,
             }
@@ -166,12 +168,9 @@ impl Stack {
 
     /// Refuses to read over a layer whose journal was found damaged.
     pub(crate) fn check_layers(&self) -> Result<(), DeviceError> {
-        match self.layers.iter().find(|layer| layer.is_damaged()) {
+        match self.layers.iter().find_map(|layer| layer.damaged()) {
             None => Ok(()),
-            Some(layer) => {
-                let path = layer.journal.path().to_owned();
-                Err(StoreError::Damaged { what: "a layer's journal".to_owned(), path }.into())
-            }
+            Some(path) => Err(StoreError::Damaged { what: "a journal".to_owned(), path: path.clone() }.into()),
         }
     }
 
@@ -246,6 +245,12 @@ impl Stack {
             Err(error) => absent_node(error).map(|node| Some(Absent::Node(node.position, node.id))),
         }
     }
+}
+
+fn read_segment(segment: Option<Arc<Segment>>, position: u64, buffer: &mut [u8]) -> Result<(), DeviceError> {
+    let segment = segment.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound));
+    let read = segment.and_then(|segment| segment.read(position, buffer));
+    read.map_err(|source| failure("read", source))
 }
 
 /// The absent node of a tree error, or the error for the request.

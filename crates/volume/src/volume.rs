@@ -11,7 +11,6 @@ use futures_util::future::BoxFuture;
 use types::{Name, SECTOR_BYTES, VolumeId};
 
 use crate::base::{Missing, TreeBase};
-use crate::clock::Clock;
 use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
 use crate::history::{History, MOST_LAYERS};
 use crate::layer::Layer;
@@ -19,7 +18,7 @@ use crate::locks::{Mutex, RwLock};
 use crate::pressure::{Look, NoRoom, Pressure};
 use crate::reading::StackCell;
 use crate::records::{self, DeletedRecord, VolumeRecord};
-use crate::stack::Stack;
+use crate::stack::{Context, Stack};
 use store::RootChange;
 
 /// A volume.
@@ -29,7 +28,7 @@ pub struct Volume {
     name: Name,
     pub(crate) cell: Arc<StackCell>,
     pub(crate) writer: Mutex<Writer>,
-    /// The keys that all layers of this volume share.
+    /// What its journal's records are sealed with.
     keys: JournalKeys,
     /// Held while the volume is folded: one fold at a time.
     pub(crate) folding: tokio::sync::Mutex<()>,
@@ -46,7 +45,6 @@ pub(crate) struct Writer {
     pub(crate) open: Arc<Layer>,
     pub(crate) next_sequence: u64,
     pub(crate) closed: bool,
-    clock: Clock,
 }
 
 /// What a volume consists of.
@@ -54,7 +52,7 @@ pub(crate) struct Writer {
 pub struct VolumeStatus {
     /// The disk's size, in bytes.
     pub size_bytes: u64,
-    /// The length of its layers' journals, in bytes.
+    /// The length of its journal, and of what of other journals it needs, in bytes.
     pub journal_bytes: u64,
     /// How much of that still counts, in bytes.
     pub dirty_bytes: u64,
@@ -71,8 +69,8 @@ impl Volume {
             id,
             name,
             keys: open.journal.keys().clone(),
-            pressure: Pressure::new(stack.context.journal_limit_bytes, stack.context.reserve_bytes),
-            writer: Mutex::new(Writer { open, next_sequence, closed: false, clock: stack.context.clock.clone() }),
+            pressure: Pressure::new(stack.context.options.journal_limit_bytes, stack.context.options.reserve_bytes),
+            writer: Mutex::new(Writer { open, next_sequence, closed: false }),
             cell: StackCell::new(stack),
             folding: tokio::sync::Mutex::new(()),
             deleted: RwLock::default(),
@@ -128,9 +126,14 @@ impl Volume {
     /// Whether the journals have grown so long that [`crate::Volumes::fold`] is due.
     #[must_use]
     pub fn needs_fold(&self) -> bool {
-        let status = self.status();
-        let deep = status.layers > MOST_LAYERS && self.window().is_some();
-        status.journal_bytes > self.journal_limit_bytes() || deep
+        let stack = self.cell.stack();
+        let deep = stack.layers.len() > MOST_LAYERS && self.window().is_some();
+        self.foldable_bytes(&stack) > self.journal_limit_bytes() || deep
+    }
+
+    /// How much of its journals a fold may give back, in bytes: what is kept of the past is in them too, and stays.
+    fn foldable_bytes(&self, stack: &Stack) -> u64 {
+        stack.journal_bytes().saturating_sub(self.window().map_or(0, |window| window.bytes))
     }
 
     /// The record of this volume with a stack.
@@ -155,7 +158,7 @@ impl Volume {
     fn admit(&self, bytes: u64) -> Result<(), DeviceError> {
         let look = || {
             let stack = self.cell.stack();
-            let (journal_bytes, room) = (stack.journal_bytes(), stack.context.room());
+            let (journal_bytes, room) = (self.foldable_bytes(&stack), stack.context.room());
             if journal_bytes > self.pressure.fold_from(room) || self.pressure.missing(room) > 0 {
                 stack.context.room_due.notify_one();
             }
@@ -172,57 +175,65 @@ impl Volume {
     /// Changes the disk; where there is no room, once more with what the store can do without.
     fn with_room(&self, change: impl Fn() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
         match change() {
-            Err(DeviceError::Full) if self.cell.stack().context.store.make_room() => change(),
+            Err(DeviceError::Full) if self.cell.stack().context.make_room() => change(),
             outcome => outcome,
         }
     }
 
-    fn write_once(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), DeviceError> {
-        self.cell.open()?.check_range(offset, data.len() as u64)?;
-        if data.is_empty() {
+    fn write_once(&self, writes: &[(u64, &[u8])], durability: Durability) -> Result<(), DeviceError> {
+        let stack = self.cell.open()?;
+        for (offset, data) in writes {
+            stack.check_range(*offset, data.len() as u64)?;
+        }
+        // Checksums need no lock.
+        let pieces = writes.iter().flat_map(|(offset, data)| {
+            let starts = (*offset..).step_by(MAX_DATA_BYTES);
+            starts.zip(data.chunks(MAX_DATA_BYTES))
+        });
+        let record = |(offset, data): (u64, _)| {
+            let data: &[u8] = data;
+            let (sector, sectors) = (offset / SECTOR_BYTES, data.len() as u64 / SECTOR_BYTES);
+            let data_checksum = self.keys.data_checksum(data);
+            (Record { kind: RecordKind::Write, sequence: 0, time_ms: 0, sector, sectors, data_checksum }, data)
+        };
+        let mut records: Vec<_> = pieces.map(record).collect();
+        if records.is_empty() {
             return Ok(());
         }
-        // The first record's checksum, which is nearly always the only one, needs no lock.
-        let (first, rest) = data.split_at(data.len().min(MAX_DATA_BYTES));
-        let checksum = self.keys.data_checksum(first);
         let mut writer = self.writer.lock();
-        writer.append(RecordKind::Write, offset, first.len() as u64, checksum, first)?;
-        let mut offset = offset + first.len() as u64;
-        for piece in rest.chunks(MAX_DATA_BYTES) {
-            writer.append(RecordKind::Write, offset, piece.len() as u64, self.keys.data_checksum(piece), piece)?;
-            offset += piece.len() as u64;
-        }
+        writer.append(&stack.context, &mut records)?;
         writer.finish(durability)
     }
 
     fn zero(&self, kind: RecordKind, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
-        self.cell.open()?.check_range(offset, length)?;
+        let stack = self.cell.open()?;
+        stack.check_range(offset, length)?;
         if length == 0 {
             return Ok(());
         }
         let mut writer = self.writer.lock();
-        writer.append(kind, offset, length, [0; DATA_CHECKSUM_BYTES], &[])?;
+        let (sector, sectors) = writer.open.with_zeroes_around(offset / SECTOR_BYTES, length / SECTOR_BYTES);
+        let data_checksum = [0; DATA_CHECKSUM_BYTES];
+        let record = Record { kind, sequence: 0, time_ms: 0, sector, sectors, data_checksum };
+        writer.append(&stack.context, &mut [(record, &[])])?;
         writer.finish(durability)
     }
 }
 
 impl Writer {
-    fn append(
-        &mut self,
-        kind: RecordKind,
-        offset: u64,
-        length: u64,
-        data_checksum: [u8; DATA_CHECKSUM_BYTES],
-        data: &[u8],
-    ) -> Result<(), DeviceError> {
+    /// Appends records, after numbering and dating them.
+    fn append(&mut self, context: &Context, records: &mut [(Record, &[u8])]) -> Result<(), DeviceError> {
         if self.closed {
             return Err(DeviceError::Closed);
         }
-        let (sector, sectors) = (offset / SECTOR_BYTES, length / SECTOR_BYTES);
-        let record =
-            Record { kind, sequence: self.next_sequence, time_ms: self.clock.now_ms(), sector, sectors, data_checksum };
-        self.open.append(&record, data)?;
-        self.next_sequence += 1;
+        let time_ms = context.options.clock.now_ms();
+        for (record, _) in records.iter_mut() {
+            (record.sequence, record.time_ms) = (self.next_sequence, time_ms);
+            self.next_sequence += 1;
+        }
+        if self.open.append(records)? {
+            context.ask_to_tidy(&self.open.journal);
+        }
         Ok(())
     }
 }
@@ -263,9 +274,13 @@ impl BlockDevice for Volume {
     }
 
     fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), DeviceError> {
+        self.write_many(&[(offset, data)], durability)
+    }
+
+    fn write_many(&self, writes: &[(u64, &[u8])], durability: Durability) -> Result<(), DeviceError> {
         self.with_room(|| {
-            self.admit(data.len() as u64)?;
-            self.write_once(offset, data, durability)
+            self.admit(writes.iter().map(|(_, data)| data.len() as u64).sum())?;
+            self.write_once(writes, durability)
         })
     }
 

@@ -6,28 +6,35 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, MutexGuard};
+use std::sync::{Arc, MutexGuard, OnceLock};
 
 use medium::{Host, Medium};
 use store::{ChunkSource, ChunkStore, Domain, NodeCache, RootChange};
 use tokio::sync::Notify;
-use types::{FrozenId, LayerId, Name, VolumeId};
+use types::{FrozenId, JournalId, LayerId, Name, VolumeId};
 
 use crate::base::TreeBase;
 use crate::clock::Clock;
 use crate::error::VolumeError;
 use crate::frozen::{Frozen, TreeView};
-use crate::history::Ending;
-use crate::layer::{Layer, Secret};
+use crate::journal::{Journal, Secret};
+use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
 use crate::reading::StackCell;
-use crate::records::{self, is_disk_size};
+use crate::records::{self, JournalRecord, is_disk_size};
+use crate::segment::SegmentFiles;
 use crate::stack::{Context, Stack};
 use crate::volume::{Volume, Writer};
 use crate::workers::Workers;
 
 /// How many threads may compose and hash chunks for sealing at once.
 const WORKERS: usize = 2;
+
+/// One file of a journal is at most this part of the file system.
+const SEGMENT_PART: u64 = 64;
+
+/// The files that are kept to be used again take at most this part of it.
+const POOL_PART: u64 = 32;
 
 /// Settings of all volumes.
 #[derive(Clone, Debug)]
@@ -41,6 +48,12 @@ pub struct VolumeOptions {
     pub reserve_bytes: u64,
     /// How much memory decoded tree nodes may take, in bytes.
     pub node_cache_bytes: u64,
+    /// How long one file of a journal may grow, in bytes; at most a 64th of the file system.
+    pub segment_bytes: u64,
+    /// How much room may be kept in files that are to be used again, in bytes; at most a 32nd of the file system.
+    pub pool_bytes: u64,
+    /// Whether journals are tidied in the background; without it only [`Volumes::tidy`] does.
+    pub tidy_in_background: bool,
     /// What tells the time of writes.
     pub clock: Clock,
 }
@@ -51,6 +64,9 @@ impl Default for VolumeOptions {
             journal_limit_bytes: 1 << 30,
             reserve_bytes: 256 << 20,
             node_cache_bytes: 16 << 20,
+            segment_bytes: 32 << 20,
+            pool_bytes: 256 << 20,
+            tidy_in_background: true,
             clock: Clock::default(),
         }
     }
@@ -80,21 +96,40 @@ impl Registry {
     }
 
     /// The layers that the stacks refer to, after `next` has said what becomes of each.
-    pub(crate) fn referenced(&self, next: impl Fn(Owner, Arc<Stack>) -> Option<Arc<Stack>>) -> BTreeSet<LayerId> {
+    pub(crate) fn referenced(&self, next: impl Fn(Owner, Arc<Stack>) -> Option<Arc<Stack>>) -> Kept {
         let volumes = self.all_volumes().map(|volume| next(Owner::Volume(volume.id()), volume.cell.stack()));
-        let mut past = BTreeSet::new();
+        let frozen = self.frozen.values().map(|disk| next(Owner::Frozen(disk.id()), disk.cell.stack()));
+        let mut kept = Kept::default();
         for volume in self.all_volumes() {
             for (number, entry) in volume.entries() {
                 if let Some(before) = next(Owner::History(volume.id(), number), entry.before.stack()) {
-                    past.insert(entry.layer.id());
-                    past.extend(before.layers.iter().map(|layer| layer.id()));
+                    before.layers.iter().chain(&entry.layer).for_each(|layer| kept.keep(layer));
                 }
             }
         }
-        let frozen = self.frozen.values().map(|disk| next(Owner::Frozen(disk.id()), disk.cell.stack()));
-        let layers = |stack: Arc<Stack>| stack.layers.iter().map(|layer| layer.id()).collect::<Vec<_>>();
-        past.extend(volumes.chain(frozen).flatten().flat_map(layers));
-        past
+        for stack in volumes.chain(frozen).flatten() {
+            stack.layers.iter().for_each(|layer| kept.keep(layer));
+        }
+        kept
+    }
+}
+
+/// What stacks refer to.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    layers: BTreeSet<LayerId>,
+    pub(crate) journals: BTreeSet<JournalId>,
+}
+
+impl Kept {
+    fn keep(&mut self, layer: &Layer) {
+        self.layers.insert(layer.id());
+        self.journals.insert(layer.journal.id());
+    }
+
+    /// Those of some layers that nothing refers to.
+    pub(crate) fn unreferenced(&self, layers: &[Arc<Layer>]) -> Vec<Arc<Layer>> {
+        layers.iter().filter(|layer| !self.layers.contains(&layer.id())).cloned().collect()
     }
 }
 
@@ -132,21 +167,31 @@ impl Volumes {
         source: Arc<dyn ChunkSource>,
         options: VolumeOptions,
     ) -> Result<Arc<Self>, VolumeError> {
+        let layers = directory.join("layers");
+        let mut options = options;
+        if let Ok(room) = medium.room(directory) {
+            // On a small file system a file is small, too: it comes back as a whole.
+            options.segment_bytes = options.segment_bytes.min(room.total_bytes / SEGMENT_PART);
+            options.pool_bytes = options.pool_bytes.min(room.total_bytes / POOL_PART);
+        }
+        let files = SegmentFiles::new(medium, layers, options.segment_bytes, options.pool_bytes);
         let context = Context {
             store,
             source,
             nodes: NodeCache::new(options.node_cache_bytes),
-            medium,
-            layers: directory.join("layers"),
-            workers: Workers::new(WORKERS),
-            journal_limit_bytes: options.journal_limit_bytes,
-            clock: options.clock,
-            reserve_bytes: options.reserve_bytes,
+            files: Arc::new(files),
+            workers: Workers::new(WORKERS, "fold"),
+            tidiers: Workers::new(1, "tidy"),
+            options,
+            volumes: OnceLock::new(),
             room_due: Notify::new(),
         };
         let context = Arc::new(context);
         let registry = RwLock::new(crate::recovery::recover(&context)?);
-        Ok(Arc::new(Self { context, changes: Mutex::new(()), registry }))
+        let volumes = Arc::new(Self { context: context.clone(), changes: Mutex::new(()), registry });
+        context.volumes.get_or_init(|| Arc::downgrade(&volumes));
+        volumes.ask_for_all();
+        Ok(volumes)
     }
 
     /// Makes an empty volume.
@@ -185,27 +230,38 @@ impl Volumes {
         }
         // What could not be recovered must not be made.
         under.record().check(name.as_str())?;
-        let open = Arc::new(self.new_layer(Secret(random()?), 1)?);
-        self.add_over(changing, name, under, open, 1)
+        let (open, changes) = self.begin_journal(Secret(random()?))?;
+        self.add_over(changing, name, under, (open, 1), changes)
     }
 
-    /// Makes a volume of a disk and an open layer over it.
+    /// Makes a volume of a disk, an open layer over it with the next sequence number, and the records of that.
     pub(crate) fn add_over(
         &self,
         _: &MutexGuard<'_, ()>,
         name: &Name,
         under: &Stack,
-        open: Arc<Layer>,
-        next_sequence: u64,
+        (open, next_sequence): (Arc<Layer>, u64),
+        mut changes: Vec<RootChange>,
     ) -> Result<Arc<Volume>, VolumeError> {
         let mut layers = vec![open.clone()];
         layers.extend(under.layers.iter().cloned());
         let stack = under.with_layers(layers);
-        let layer = records::put(records::layer_name(open.id()), &open.record(None));
         let volume = Volume::new(VolumeId(random()?), name.clone(), stack, open, next_sequence);
-        self.context.store.roots().apply(vec![layer, volume.record(&volume.cell.stack())])?;
+        changes.push(volume.record(&volume.cell.stack()));
+        self.context.store.roots().apply(changes)?;
         self.registry.write().volumes.insert(name.clone(), volume.clone());
         Ok(volume)
+    }
+
+    /// An empty open layer in a journal of its own, and their records.
+    pub(crate) fn begin_journal(&self, secret: Secret) -> Result<(Arc<Layer>, Vec<RootChange>), VolumeError> {
+        let journal = Arc::new(Journal::new(self.context.files.clone(), JournalId(random()?), secret));
+        let open = Layer::new(journal.clone(), LayerId(random()?), 1);
+        let changes = vec![
+            records::put(records::journal_name(journal.id()), &journal.record(&BTreeSet::new())),
+            records::put(records::layer_name(open.id()), &open.record()),
+        ];
+        Ok((open, changes))
     }
 
     /// The volume of a name.
@@ -279,21 +335,22 @@ impl Volumes {
     /// # Errors
     /// A frozen disk that is not there, or a store that fails.
     pub fn forget_frozen(&self, id: FrozenId) -> Result<(), VolumeError> {
-        let _changing = self.changes.lock();
+        let changing = self.changes.lock();
         let frozen = self.frozen(id).ok_or(VolumeError::UnknownFrozen(id))?;
         let kept = self.referenced_without(Owner::Frozen(id));
-        let freed = unreferenced(&frozen.cell.stack().layers, &kept);
+        let freed = kept.unreferenced(&frozen.cell.stack().layers);
         let mut changes = vec![(records::frozen_name(id), None)];
-        changes.extend(freed.iter().map(|layer| (records::layer_name(layer.id()), None)));
+        let removal = Self::removal(&kept, freed);
+        changes.extend(removal.changes.iter().cloned());
         self.context.store.roots().apply(changes)?;
         frozen.cell.close();
         self.registry.write().frozen.remove(&id);
-        self.context.delete_journals(&freed);
+        self.let_go(&changing, removal);
         Ok(())
     }
 
     /// Freezes several volumes at one moment between two requests. `records` are further root changes that are made
-    /// in the same atomic step. The frozen disks are in the order of the volumes.
+    /// in the same atomic step. The frozen disks are in the order of the volumes. Writes go on meanwhile.
     ///
     /// # Errors
     /// Volumes that are not there or named twice, journals that cannot be made durable, or a store that fails; then
@@ -303,38 +360,24 @@ impl Volumes {
         volumes: &[Arc<Volume>],
         records: impl FnOnce(&[FrozenId]) -> Vec<RootChange>,
     ) -> Result<Vec<Arc<Frozen>>, VolumeError> {
-        // Most of what the kernel has not written yet is written while writes go on.
+        // Most of what the kernel has not written yet is written before others are kept waiting.
         for volume in volumes {
             volume.cell.open()?.layers[0].journal.sync()?;
         }
-        let _changing = self.changes.lock();
+        let changing = self.changes.lock();
         let ids = volumes.iter().map(|_| random().map(FrozenId)).collect::<Result<Vec<_>, _>>()?;
-        let mut writers = self.hold_writers(volumes)?;
-        let mut changes = Vec::new();
-        let mut next = Vec::new();
-        for (volume, id) in volumes.iter().zip(&ids) {
-            let writer = &writers[&volume.id()];
-            let stack = volume.cell.stack();
-            let exchange = self.exchange(volume, &stack, writer)?;
-            let frozen = stack.with_layers(exchange.frozen.clone());
-            changes.push(Frozen::record(*id, &frozen));
-            changes.extend(exchange.changes.iter().cloned());
-            next.push((exchange, Frozen::new(*id, frozen)));
-        }
+        let exchanges = self.exchange(&changing, volumes)?;
+        let frozen: Vec<_> =
+            ids.iter().zip(&exchanges).map(|(id, (_, exchange))| (*id, exchange.frozen.clone())).collect();
+        let mut changes: Vec<_> = frozen.iter().map(|(id, stack)| Frozen::record(*id, stack)).collect();
         changes.extend(records(&ids));
-        self.context.store.roots().apply(changes)?;
-        let mut frozen = Vec::with_capacity(volumes.len());
-        for (volume, (exchange, disk)) in volumes.iter().zip(next) {
-            if let Some(writer) = writers.get_mut(&volume.id()) {
-                exchange.finish(volume, writer);
-            }
-            self.registry.write().frozen.insert(disk.id(), disk.clone());
-            frozen.push(disk);
-        }
+        self.complete(exchanges, changes)?;
+        let frozen: Vec<_> = frozen.into_iter().map(|(id, stack)| Frozen::new(id, stack)).collect();
+        self.registry.write().frozen.extend(frozen.iter().map(|disk| (disk.id(), disk.clone())));
         Ok(frozen)
     }
 
-    pub(crate) fn referenced_without(&self, owner: Owner) -> BTreeSet<LayerId> {
+    pub(crate) fn referenced_without(&self, owner: Owner) -> Kept {
         self.registry.read().referenced(|other, stack| (other != owner).then_some(stack))
     }
 
@@ -361,72 +404,111 @@ impl Volumes {
         }
     }
 
-    /// Prepares to put an empty open layer over the one there is, whose journal is made durable. A layer that nobody
-    /// has written to stays open.
-    pub(crate) fn exchange(&self, volume: &Volume, stack: &Stack, writer: &Writer) -> Result<Exchange, VolumeError> {
-        self.exchange_if(!writer.open.journal.is_empty(), volume, stack, writer)
-    }
-
-    /// As [`Volumes::exchange`], for who knows whether there has to be another layer.
-    pub(crate) fn exchange_if(
+    /// Puts an empty open layer over the one that some volumes have, at one moment between two requests, in memory only:
+    /// until it is completed, both are one to a recovery. A layer that nobody has written to stays open.
+    pub(crate) fn exchange<'v>(
         &self,
-        needed: bool,
-        volume: &Volume,
-        stack: &Stack,
-        writer: &Writer,
-    ) -> Result<Exchange, VolumeError> {
-        if !needed {
-            let frozen = stack.layers[1..].to_vec();
-            return Ok(Exchange { frozen, changes: Vec::new(), stack: None, ending: None });
+        _: &MutexGuard<'_, ()>,
+        volumes: &'v [Arc<Volume>],
+    ) -> Result<Vec<(&'v Volume, Exchange)>, VolumeError> {
+        // All that takes time is done before anyone is kept from writing.
+        let layer = |volume: &Arc<Volume>| -> Result<_, VolumeError> {
+            let journal = volume.cell.open()?.layers[0].journal.clone();
+            Ok(Layer::new(journal, LayerId(random()?), u64::MAX))
+        };
+        let spare = volumes.iter().map(layer).collect::<Result<Vec<_>, _>>()?;
+        let mut writers = self.hold_writers(volumes)?;
+        let mut exchanges = Vec::with_capacity(volumes.len());
+        for (volume, open) in volumes.iter().zip(spare) {
+            let Some(writer) = writers.get_mut(&volume.id()) else { continue };
+            exchanges.push((&**volume, Exchange::begin(volume, writer, open)));
         }
-        writer.open.journal.sync()?;
-        let open = Arc::new(self.new_layer(writer.open.secret(), writer.next_sequence)?);
-        let mut layers = vec![open.clone()];
-        layers.extend(stack.layers.iter().cloned());
-        let next = stack.with_layers(layers);
-        let last = writer.next_sequence - 1;
-        let (ending, past) = volume.ending(stack).unzip();
-        let mut changes = vec![
-            records::put(records::layer_name(writer.open.id()), &writer.open.record(Some(last))),
-            records::put(records::layer_name(open.id()), &open.record(None)),
-            volume.record(&next),
-        ];
-        changes.extend(past);
-        Ok(Exchange { frozen: stack.layers.clone(), changes, stack: Some((next, open)), ending })
+        Ok(exchanges)
     }
 
-    pub(crate) fn new_layer(&self, secret: Secret, first_sequence: u64) -> Result<Layer, VolumeError> {
-        Ok(Layer::new(&self.context.medium, &self.context.layers, LayerId(random()?), secret, first_sequence))
+    /// Makes exchanges durable, with further changes in the same step; where that fails, nothing has changed.
+    pub(crate) fn complete(
+        &self,
+        exchanges: Vec<(&Volume, Exchange)>,
+        further: Vec<RootChange>,
+    ) -> Result<(), VolumeError> {
+        let apply = || -> Result<_, VolumeError> {
+            let mut changes = further;
+            let mut recorded: Vec<(Arc<Journal>, JournalRecord)> = Vec::new();
+            let mut endings = Vec::new();
+            for (volume, exchange) in &exchanges {
+                let Some((ended, open)) = &exchange.layers else { continue };
+                ended.journal.sync()?;
+                let record = ended.journal.record(&BTreeSet::new());
+                changes.push(records::put(records::journal_name(ended.journal.id()), &record));
+                for layer in [ended, open] {
+                    changes.push(records::put(records::layer_name(layer.id()), &layer.record()));
+                }
+                changes.push(volume.record(&volume.cell.stack()));
+                recorded.push((ended.journal.clone(), record));
+                if let Some((ending, change)) = volume.ending(&exchange.frozen).filter(|_| ended.is_whole()) {
+                    changes.push(change);
+                    endings.push((*volume, ending));
+                }
+            }
+            // Whatever becomes of it: what a record may name is not given up without one that does not.
+            recorded.iter().for_each(|(journal, record)| journal.may_be_recorded(record));
+            if !changes.is_empty() {
+                self.context.store.roots().apply(changes)?;
+            }
+            Ok((recorded, endings))
+        };
+        match apply() {
+            Ok((recorded, endings)) => {
+                recorded.iter().for_each(|(journal, record)| journal.recorded(record));
+                endings.into_iter().for_each(|(volume, ending)| volume.ended(ending));
+                Ok(())
+            }
+            Err(error) => {
+                exchanges.into_iter().for_each(|(volume, exchange)| exchange.undo(volume));
+                Err(error)
+            }
+        }
     }
 }
 
-/// A stack with a new open layer, not yet in place.
+/// A layer that has ended, and one that has begun.
+#[derive(Debug)]
 pub(crate) struct Exchange {
-    /// The layers that are frozen with it, newest first.
-    pub(crate) frozen: Vec<Arc<Layer>>,
-    /// The records to change first.
-    pub(crate) changes: Vec<RootChange>,
-    pub(crate) stack: Option<(Stack, Arc<Layer>)>,
-    /// What becomes part of the past of a protected volume.
-    ending: Option<Ending>,
+    /// The disk at the moment between them.
+    pub(crate) frozen: Stack,
+    layers: Option<(Arc<Layer>, Arc<Layer>)>,
 }
 
 impl Exchange {
-    /// Puts the stack in place, once the records are durable.
-    pub(crate) fn finish(self, volume: &Volume, writer: &mut Writer) {
-        if let Some((stack, open)) = self.stack {
-            writer.open = open;
-            volume.cell.replace(stack);
+    pub(crate) fn begin(volume: &Volume, writer: &mut Writer, open: Arc<Layer>) -> Self {
+        let stack = volume.cell.stack();
+        // The open layer of a protected volume is kept whole from its first record on.
+        open.keep_whole(volume.is_protected());
+        if writer.open.is_empty() {
+            writer.open.keep_whole(volume.is_protected());
+            open.journal.forget_layer(&open);
+            return Self { frozen: stack.with_layers(stack.layers[1..].to_vec()), layers: None };
         }
-        if let Some(ending) = self.ending {
-            volume.ended(ending);
-        }
+        open.begin_at(writer.next_sequence);
+        writer.open.end_with(Some(writer.next_sequence - 1));
+        let layers = std::iter::once(&open).chain(&stack.layers).cloned().collect();
+        volume.cell.replace(stack.with_layers(layers));
+        let ended = std::mem::replace(&mut writer.open, open.clone());
+        Self { frozen: Stack::clone(&stack), layers: Some((ended, open)) }
     }
-}
 
-/// Those of some layers that nothing refers to.
-pub(crate) fn unreferenced(layers: &[Arc<Layer>], kept: &BTreeSet<LayerId>) -> Vec<Arc<Layer>> {
-    layers.iter().filter(|layer| !kept.contains(&layer.id())).cloned().collect()
+    /// Makes the two layers one again.
+    fn undo(self, volume: &Volume) {
+        let Some((ended, open)) = self.layers else { return };
+        let mut writer = volume.writer.lock();
+        ended.absorb(&open);
+        ended.end_with(None);
+        let stack = volume.cell.stack();
+        volume.cell.replace(stack.with_layers(stack.layers[1..].to_vec()));
+        open.journal.forget_layer(&open);
+        writer.open = ended;
+    }
 }
 
 pub(crate) fn random<const BYTES: usize>() -> Result<[u8; BYTES], VolumeError> {

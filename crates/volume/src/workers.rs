@@ -21,12 +21,13 @@ type Job = Box<dyn FnOnce() + Send>;
 #[derive(Debug)]
 pub(crate) struct Workers {
     threads: usize,
+    name: &'static str,
     jobs: OnceLock<Sender<Job>>,
 }
 
 impl Workers {
-    pub(crate) fn new(threads: usize) -> Self {
-        Self { threads, jobs: OnceLock::new() }
+    pub(crate) fn new(threads: usize, name: &'static str) -> Self {
+        Self { threads, name, jobs: OnceLock::new() }
     }
 
     /// Runs work that reads files and computes, in its turn.
@@ -39,7 +40,7 @@ impl Workers {
             // Whoever asked may have stopped waiting.
             let _ = done.send(catch_unwind(AssertUnwindSafe(work)));
         });
-        let jobs = self.jobs.get_or_init(|| start(self.threads));
+        let jobs = self.jobs.get_or_init(|| start(self.threads, self.name));
         jobs.send(job).await.map_err(|_| DeviceError::Closed)?;
         match outcome.await {
             Ok(Ok(outcome)) => Ok(outcome),
@@ -47,14 +48,24 @@ impl Workers {
             Err(_) => Err(DeviceError::Closed),
         }
     }
+
+    /// Has work done later, unless too much waits already; whether it will be.
+    pub(crate) fn try_run(&self, work: impl FnOnce() + Send + 'static) -> bool {
+        let job: Job = Box::new(move || {
+            if catch_unwind(AssertUnwindSafe(work)).is_err() {
+                tracing::error!("background work has panicked");
+            }
+        });
+        self.jobs.get_or_init(|| start(self.threads, self.name)).try_send(job).is_ok()
+    }
 }
 
-fn start(threads: usize) -> Sender<Job> {
+fn start(threads: usize, name: &str) -> Sender<Job> {
     let (send, receive) = channel(QUEUE);
     let receive = Arc::new(Mutex::new(receive));
     for number in 0..threads {
         let receive = receive.clone();
-        let builder = std::thread::Builder::new().name(format!("brant-fold-{number}"));
+        let builder = std::thread::Builder::new().name(format!("brant-{name}-{number}"));
         if let Err(error) = builder.spawn(move || work(&receive)) {
             // Those that run do the work of all; without any, every request is told.
             tracing::warn!(%error, "could not start a thread for background work");
@@ -88,7 +99,7 @@ mod tests {
 
     #[test]
     fn work_is_done_beside_who_asks_with_less_right_to_the_processor() {
-        let workers = Workers::new(2);
+        let workers = Workers::new(2, "test");
         let own = rustix::process::getpriority_process(None).unwrap();
         let theirs = run(workers.run(|| rustix::process::getpriority_process(None).unwrap())).unwrap();
         assert_eq!(theirs, own.max(NICENESS));
@@ -97,7 +108,7 @@ mod tests {
 
     #[test]
     fn a_panic_reaches_who_asked_and_the_thread_goes_on() {
-        let workers = Workers::new(1);
+        let workers = Workers::new(1, "test");
         let panicked = catch_unwind(AssertUnwindSafe(|| run(workers.run(|| panic!("on purpose")))));
         assert!(panicked.is_err());
         assert_eq!(run(workers.run(|| 7)).unwrap(), 7);

@@ -234,7 +234,7 @@ fn what_takes_too_much_space_goes_the_oldest_first() {
     let window = timed.disk.window().unwrap();
     assert!(window.bytes <= 50_000 && window.bytes > 40_000, "{window:?}");
     let kept: Vec<_> = past.iter().filter(|(then, _)| *then >= window.from_ms).collect();
-    assert_eq!(kept.len(), 11);
+    assert_eq!(kept.len(), 12);
     for (then, bytes) in kept {
         assert!(timed.at(*then) == *bytes);
     }
@@ -252,7 +252,7 @@ fn what_takes_too_much_space_goes_the_oldest_first() {
 fn nothing_is_kept_of_what_is_not_protected_and_all_goes_with_the_volume() {
     let mut timed = Timed::new(LONG);
     write_seconds(&mut timed, 5);
-    assert!(timed.node.journals().len() > 4);
+    assert!(!timed.node.journals().is_empty());
     timed.volumes.remove(&name("a")).unwrap();
     assert_eq!(timed.node.journals().len(), 0);
     let disk = timed.volumes.create(&name("a"), SIZE as u64).unwrap();

@@ -139,7 +139,9 @@ impl History {
         }
         // While every sync fails, nobody can say whether a change was made.
         let unknown = fault.lasting && !step.is_data();
-        if !forgotten && !unknown && self.chance.in_256(128) {
+        // What is written after a revert that may be found would be to another disk.
+        let replaced = matches!(step, Step::Revert { .. });
+        if !forgotten && !unknown && !replaced && self.chance.in_256(128) {
             // It goes on as it is: what it acknowledges from now on must be so.
             self.broken = true;
             return Ok(());

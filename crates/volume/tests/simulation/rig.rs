@@ -39,7 +39,10 @@ impl Rig {
         let failed = |error: &dyn std::error::Error| format!("the store does not open: {}", told(error));
         let store = LocalStore::open_on(medium.shared(), "/node/store", options).map_err(|error| failed(&error))?;
         let (directory, source) = (Path::new("/node/volumes"), Arc::new(NoSource));
-        let volumes = Volumes::open_on(medium.shared(), directory, store.clone(), source, VolumeOptions::default())
+        // Small, so that a short history fills, empties and uses again many a segment; when that is, is for the seed.
+        let mut options = VolumeOptions::default();
+        (options.segment_bytes, options.pool_bytes, options.tidy_in_background) = (20_000, 60_000, false);
+        let volumes = Volumes::open_on(medium.shared(), directory, store.clone(), source, options)
             .map_err(|error| format!("the volumes do not open: {}", told(&error)))?;
         Ok(Self { medium: medium.clone(), store, volumes })
     }
@@ -120,8 +123,14 @@ impl Rig {
         let journals = self.medium.list(Path::new("/node/volumes/layers")).map_err(|error| error.to_string())?;
         for journal in &journals {
             let name = journal.to_string_lossy();
-            let layer = name.trim_end_matches(".journal");
-            if self.store.roots().get(&format!("layer/{layer}")).is_none() {
+            let head = self
+                .medium
+                .read(&Path::new("/node/volumes/layers").join(journal))
+                .map_err(|error| error.to_string())?;
+            // The journal's id, in hexadecimal; a file that is kept to be used again begins with zeroes.
+            let id: String = head.iter().skip(16).take(16).map(|byte| format!("{byte:02x}")).collect();
+            let used = head.iter().take(64).any(|byte| *byte != 0);
+            if used && self.store.roots().get(&format!("journal/{id}")).is_none() {
                 return Err(format!("{name} belongs to nothing"));
             }
         }

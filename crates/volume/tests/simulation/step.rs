@@ -43,6 +43,10 @@ pub(crate) enum Step {
         fua: bool,
         discard: bool,
     },
+    /// Gives the room of a journal back.
+    Tidy {
+        name: String,
+    },
     Flush {
         name: String,
     },
@@ -138,10 +142,11 @@ impl Step {
             0..2 => {
                 Self::Create { name: pick(chance, &free)?.to_owned(), sectors: index(1 + chance.below(MOST_SECTORS)) }
             }
-            2..45 => {
+            2..41 => {
                 let name = pick(chance, &names)?;
                 Self::write(chance, model, &name, number)
             }
+            41..45 => Self::Tidy { name: pick(chance, &names)? },
             45..53 => {
                 let name = pick(chance, &names)?;
                 Self::zeroes(chance, model, &name)
@@ -278,7 +283,7 @@ impl Step {
                 let before = model.disks.insert(name.clone(), frozen).expect("chosen from the model");
                 model.deleted.insert(*number, before.freeze());
             }
-            Self::Seal { .. } | Self::Fold { .. } | Self::Collect | Self::Reopen => {}
+            Self::Tidy { .. } | Self::Seal { .. } | Self::Fold { .. } | Self::Collect | Self::Reopen => {}
         }
         model
     }
@@ -316,6 +321,7 @@ impl Step {
                 zeroed.map_err(VolumeError::from)
             }
             Self::Flush { name } => device(name).flush().map_err(VolumeError::from),
+            Self::Tidy { name } => rig.volumes.tidy(&device(name)),
             Self::Freeze { names, version } => {
                 let volumes: Vec<_> = names.iter().map(device).collect();
                 let record = |ids: &[types::FrozenId]| {

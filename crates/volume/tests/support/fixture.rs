@@ -37,10 +37,12 @@ impl Node {
         Volumes::open(directory, self.store.clone(), self.source.clone(), VolumeOptions::default()).unwrap()
     }
 
-    /// The journals that there are, by name.
+    /// The files of journals that are in use, by name.
     pub(crate) fn journals(&self) -> Vec<std::path::PathBuf> {
         let entries = std::fs::read_dir(self.directory.path().join("layers")).unwrap();
-        let mut journals: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+        let files = entries.map(|entry| entry.unwrap().path());
+        let used = |path: &std::path::PathBuf| !std::fs::read(path).unwrap().starts_with(&[0; 64]);
+        let mut journals: Vec<_> = files.filter(used).collect();
         journals.sort();
         journals
     }

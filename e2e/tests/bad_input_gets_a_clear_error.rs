@@ -261,7 +261,7 @@ fn a_torn_journal_tail_costs_only_what_was_torn() {
     write_disk(&uri, 0, &first).expect("written");
     write_disk(&uri, 1 << 20, &second).expect("written");
     node.service.kill().expect("killed");
-    let journals = files(&node.directory().join("layers"), "journal");
+    let journals = files(&node.directory().join("layers"), "segment");
     let [journal] = &journals[..] else { panic!("one journal: {journals:?}") };
     let length = journal.metadata().expect("there").len();
     spoil(journal, length - 100, 50);

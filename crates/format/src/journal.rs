@@ -189,7 +189,7 @@ impl JournalKeys {
         }
     }
 
-    /// Computes the checksum of a record's data.
+    /// Computes the checksum of the data of a record in a segment.
     #[must_use]
     pub fn data_checksum(&self, data: &[u8]) -> [u8; DATA_CHECKSUM_BYTES] {
         words(HighwayHasher::new(self.data).hash128(data))

@@ -420,6 +420,33 @@ pub(crate) fn records(context: &Context) -> Result<Vec<(String, HistoryRecord)>,
     all.map(|(name, bytes)| records::decode(&name, &bytes).map(|record| (name, record))).collect()
 }
 
+/// The record of a protected volume's layer that ends with the version that wrote it, beside those of its past; `None` where
+/// the volume is not protected.
+pub(crate) fn ended_by_upgrade(
+    past: &[(String, HistoryRecord)],
+    id: VolumeId,
+    before: &Stack,
+    layer: &Layer,
+) -> Result<Option<(String, HistoryRecord)>, VolumeError> {
+    let name = records::protection_name(id);
+    let Some(bytes) = before.context.store.roots().get(&name) else { return Ok(None) };
+    let protection: ProtectionRecord = records::decode(&name, &bytes)?;
+    let own = past.iter().filter_map(|(name, record)| {
+        let (_, number) = records::history_of(name).filter(|(volume, _)| *volume == id)?;
+        Some((number, record.to_ms))
+    });
+    let (last, from_ms) = own.max().unwrap_or((0, protection.since_ms));
+    let record = HistoryRecord {
+        version: records::VERSION,
+        before: before.record(),
+        from_ms,
+        to_ms: before.context.options.clock.now_ms().max(from_ms),
+        bytes: layer.written(),
+        layer: Some(layer.id()),
+    };
+    Ok(Some((records::history_name(id, last + 1), record)))
+}
+
 /// What a record of the past is of: the disk before a layer, and the layer.
 type Find<'f> = dyn FnMut(&str, &HistoryRecord) -> Result<(Stack, Option<Arc<Layer>>), VolumeError> + 'f;
 

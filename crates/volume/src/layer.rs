@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use format::journal::{Record, RecordKind};
+use format::journal::Record;
 use types::LayerId;
 
 use crate::device::DeviceError;
@@ -130,8 +130,7 @@ impl Layer {
             data.resize(usize::try_from(entry.record.data_bytes()).unwrap_or(usize::MAX), 0);
             let position = entry.position + RECORD_HEADER;
             segment.read(position, &mut data).map_err(|source| unreadable(&segment, source))?;
-            let is_write = entry.record.kind == RecordKind::Write;
-            if is_write && self.journal.keys().data_checksum(&data) != entry.record.data_checksum {
+            if !segment.matches(self.journal.keys(), &entry.record, &data) {
                 return Err(VolumeError::Damaged { path: segment.path().to_owned() });
             }
             if visit(&entry.record, &data).is_break() {

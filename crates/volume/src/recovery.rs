@@ -4,6 +4,8 @@
 //! record names is never deleted here. Of full segments only the footers are read; what was being filled is read through.
 
 mod segments;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,8 +17,8 @@ use crate::frozen::Frozen;
 use crate::journal::{Journal, Secret};
 use crate::layer::Layer;
 use crate::records::{
-    self, AnyLayerRecord, FROZEN_PREFIX, FileLayerRecord, FrozenRecord, JOURNAL_PREFIX, JournalEnd, JournalRecord,
-    LAYER_PREFIX, LayerRecord, StackRecord, VOLUME_PREFIX, VolumeRecord,
+    self, AnyLayerRecord, FROZEN_PREFIX, FileLayerRecord, FrozenRecord, HistoryRecord, JOURNAL_PREFIX, JournalEnd,
+    JournalRecord, LAYER_PREFIX, LayerRecord, StackRecord, VOLUME_PREFIX, VolumeRecord,
 };
 use crate::stack::{Context, Stack};
 use crate::volume::Volume;
@@ -38,7 +40,7 @@ pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
         let record: FrozenRecord = records::decode(&name, &bytes)?;
         frozen.push((records::id_of(FROZEN_PREFIX, &name)?, name, record.stack));
     }
-    let past = crate::history::records(context)?;
+    let mut past = crate::history::records(context)?;
     let whole: Vec<_> = past.iter().map(|(name, record)| (name, record.with_layer())).collect();
     let stacks = volumes.iter().map(|(_, name, record)| (name, &record.stack));
     let stacks = stacks.chain(frozen.iter().map(|(_, name, stack)| (name, stack)));
@@ -46,7 +48,7 @@ pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
 
     let mut registry = Registry::default();
     for (id, name, record) in volumes {
-        let (stack, open, next) = layers.volume_stack(id, &name, &record)?;
+        let (stack, open, next) = layers.volume_stack(id, &name, &record, &mut past)?;
         let volume = Volume::new(id, record.name.clone(), stack, open, next);
         if let Some(deleted) = record.deleted {
             volume.mark_deleted(deleted);
@@ -147,6 +149,7 @@ impl Layers<'_> {
         id: VolumeId,
         name: &str,
         record: &VolumeRecord,
+        past: &mut Vec<(String, HistoryRecord)>,
     ) -> Result<(Stack, Arc<Layer>, u64), VolumeError> {
         let stack = self.stack(name, &record.stack)?;
         let contradiction = |what| VolumeError::Contradiction { name: name.to_owned(), what };
@@ -155,17 +158,19 @@ impl Layers<'_> {
         match next {
             Some(_) if open.range().1.is_some() => Err(contradiction("its open layer is frozen")),
             Some(next) => Ok((stack, open, next)),
-            None => self.upgrade(id, record, stack, &open),
+            None => self.upgrade(id, record, stack, &open, past),
         }
     }
 
-    /// Freezes the open layer of version 1, and puts one of the present version over it.
+    /// Freezes the open layer of version 1, and puts one of the present version over it. Where the volume is protected, the
+    /// old one becomes part of its past.
     fn upgrade(
         &mut self,
         id: VolumeId,
         record: &VolumeRecord,
         stack: Stack,
         old: &Arc<Layer>,
+        past: &mut Vec<(String, HistoryRecord)>,
     ) -> Result<(Stack, Arc<Layer>, u64), VolumeError> {
         old.journal.sync()?;
         let journal = Arc::new(Journal::new(self.context.files.clone(), JournalId(random()?), Secret(random()?)));
@@ -187,6 +192,12 @@ impl Layers<'_> {
                 records::put(records::layer_name(old.id()), &record)
             }
         });
+        if !old.is_empty() {
+            let before = stack.with_layers(stack.layers[1..].to_vec());
+            let ended = crate::history::ended_by_upgrade(past, id, &before, old)?;
+            changes.extend(ended.iter().map(|(name, record)| records::put(name.clone(), record)));
+            past.extend(ended);
+        }
         let stack = stack.with_layers(layers);
         let upgraded = VolumeRecord { stack: stack.record(), version: records::VERSION, ..record.clone() };
         changes.push(records::put(records::volume_name(id), &upgraded));

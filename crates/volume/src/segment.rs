@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::locks::Mutex;
 use format::journal::{
-    FooterEntry, HEADER_BYTES, Home, JournalKeys, SEGMENT_HEAD_BYTES, SegmentHeader, SegmentId, encode_footer,
+    FooterEntry, HEADER_BYTES, Home, JournalKeys, Record, RecordKind, SEGMENT_HEAD_BYTES, SegmentHeader, SegmentId,
+    encode_footer,
 };
 use medium::{File, Medium, Open};
 
@@ -156,6 +157,13 @@ impl Segment {
 
     pub(crate) fn read(&self, position: u64, buffer: &mut [u8]) -> io::Result<()> {
         self.file.read_exact_at(buffer, position)
+    }
+
+    /// Whether data are those of a record in it.
+    pub(crate) fn matches(&self, keys: &JournalKeys, record: &Record, data: &[u8]) -> bool {
+        let mut hasher = keys.data_hasher(&self.home);
+        hasher.update(data);
+        record.kind != RecordKind::Write || hasher.finalize() == record.data_checksum
     }
 
     /// Says in the segment that no more records follow.

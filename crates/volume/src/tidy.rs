@@ -405,7 +405,7 @@ fn read_checked(
     data.resize(length, 0);
     segment.read(entry.position + RECORD_HEADER, data).map_err(|source| failure("tidy", source))?;
     let whole = runs.iter().all(|(start, end)| end - start == record.sectors);
-    if !whole && record.kind == RecordKind::Write && journal.keys().data_checksum(data) != record.data_checksum {
+    if !whole && !segment.matches(journal.keys(), record, data) {
         let path = segment.path().to_owned();
         return Err(store::StoreError::Damaged { what: "a journal's record".to_owned(), path }.into());
     }

@@ -268,6 +268,7 @@ pub(super) fn file_layer(context: &Context, id: LayerId, record: &FileLayerRecor
         .is_none_or(|end| content.end == end.bytes && last == end.sequence && content.torn_bytes == end.torn_bytes);
     journal.take_in(Segment::found(home, path.clone(), file, content.found()), false);
     let layer = layer(map, last);
+    layer.found_written(content.entries.iter().map(|entry| RECORD_HEADER + entry.record.data_bytes()).sum());
     if !whole {
         layer.mark_damaged(path);
     }

@@ -10,6 +10,8 @@ use format::roots::{Transaction, decode_header, encode_header};
 
 const SECRET: PackSecret = [0x5e; 32];
 const PLACE: u64 = 64;
+/// Behind a room with one content.
+const APART_PLACE: u64 = 4096 + 65536;
 
 /// Bytes as they are, and once more with some of them replaced.
 fn with_checksum(data: &[u8], at: usize, checksum: &[u8]) -> Option<Vec<u8>> {
@@ -30,25 +32,34 @@ pub(crate) fn pack_header(data: &[u8]) -> bool {
 }
 
 pub(crate) fn pack_header_seeds() -> Vec<Vec<u8>> {
-    vec![PackHeader { number: 7, secret: SECRET }.encode().to_vec()]
+    [1, 2].map(|version| PackHeader { version, number: 7, secret: SECRET }.encode().to_vec()).to_vec()
 }
 
-fn record_checksum(covered: &[u8]) -> [u8; 8] {
+fn record_checksum(covered: &[u8], place: u64) -> [u8; 8] {
     let mut hasher = blake3::Hasher::new_keyed(&SECRET);
-    hasher.update(covered).update(&PLACE.to_le_bytes());
+    hasher.update(covered).update(&place.to_le_bytes());
     let hash = hasher.finalize();
     std::array::from_fn(|byte| hash.as_bytes()[byte])
 }
 
 pub(crate) fn pack_record(data: &[u8]) -> bool {
-    let check = |bytes: &[u8]| {
-        let Ok(header) = RecordHeader::decode(bytes, &SECRET, PLACE) else { return false };
-        assert_eq!(header.encode(&SECRET, PLACE)[..], bytes[..RECORD_HEADER_BYTES], "one form");
-        assert!(RecordHeader::decode(bytes, &SECRET, PLACE + 1).is_err(), "a record stands at one place");
+    let check = |bytes: &[u8], place: u64| {
+        let Ok(header) = RecordHeader::decode(bytes, &SECRET, place) else { return false };
+        assert_eq!(header.encode(&SECRET, place)[..], bytes[..RECORD_HEADER_BYTES], "one form");
+        assert!(RecordHeader::decode(bytes, &SECRET, place + 1).is_err(), "a record stands at one place");
+        assert!(header.end(place) > place, "reading goes on behind it");
+        if header.record == RecordType::Apart {
+            assert!(header.content_place(place) + u64::from(header.stored_bytes) <= place, "a content lies before it");
+        }
         true
     };
-    let right = data.get(..56).and_then(|covered| with_checksum(data, 56, &record_checksum(covered)));
-    check(data) | right.is_some_and(|right| check(&right))
+    let mut found = false;
+    for place in [PLACE, APART_PLACE] {
+        let checksum = data.get(..56).map(|covered| record_checksum(covered, place));
+        let right = checksum.and_then(|checksum| with_checksum(data, 56, &checksum));
+        found |= check(data, place) | right.is_some_and(|right| check(&right, place));
+    }
+    found
 }
 
 fn record(record: RecordType) -> RecordHeader {
@@ -63,12 +74,22 @@ fn record(record: RecordType) -> RecordHeader {
         stored_bytes,
         plain_bytes: 65536,
         key_id: 0,
+        content: 0,
         hash: [4; 32],
     }
 }
 
 pub(crate) fn pack_record_seeds() -> Vec<Vec<u8>> {
-    [RecordType::Object, RecordType::Claim].map(|kind| record(kind).encode(&SECRET, PLACE).to_vec()).to_vec()
+    let apart = apart().encode(&SECRET, APART_PLACE);
+    let room = RecordHeader::room_for(PLACE, 65536).map(|room| room.encode(&SECRET, PLACE));
+    let others = [RecordType::Object, RecordType::Claim].map(|kind| record(kind).encode(&SECRET, PLACE));
+    others.into_iter().chain(room).chain([apart]).map(Vec::from).collect()
+}
+
+/// A record whose content lies in a room before it.
+fn apart() -> RecordHeader {
+    let (record_type, codec, stored_bytes) = (RecordType::Apart, Codec::Plain, 65536);
+    RecordHeader { record: record_type, codec, stored_bytes, content: 4096, ..record(RecordType::Object) }
 }
 
 /// A footer's entries behind a header that has their hash, and a trailer.
@@ -84,6 +105,7 @@ pub(crate) fn pack_footer(data: &[u8]) -> bool {
         stored_bytes: length,
         plain_bytes: length,
         key_id: 0,
+        content: 0,
         hash,
     };
     let _: Result<u64, _> = decode_trailer(data, &SECRET);
@@ -96,7 +118,9 @@ pub(crate) fn pack_footer(data: &[u8]) -> bool {
 }
 
 pub(crate) fn pack_footer_seeds() -> Vec<Vec<u8>> {
-    let entries = [RecordType::Object, RecordType::Claim].map(|kind| FooterEntry { header: record(kind), place: 64 });
+    let mut entries =
+        [RecordType::Object, RecordType::Claim].map(|kind| FooterEntry { header: record(kind), place: 64 }).to_vec();
+    entries.push(FooterEntry { header: apart(), place: u32::try_from(APART_PLACE).unwrap_or(u32::MAX) });
     let footer = encode_footer(&entries, &SECRET, PLACE);
     let trailer = footer.len() - TRAILER_BYTES;
     vec![footer[RECORD_HEADER_BYTES..trailer].to_vec(), footer[trailer..].to_vec()]

@@ -2,7 +2,8 @@
 //!
 //! A record's header has a checksum that is keyed with the store's secret and covers its place, so that no content of
 //! a chunk, however chosen, can be taken for a record when a damaged pack is searched. The content has no checksum of
-//! its own: its hash is its name. The layouts are in `docs/format.md`, "Pack".
+//! its own: its hash is its name. Contents that share the room of another file lie apart from their records, in a
+//! room that begins at a block of the file system. The layouts are in `docs/format.md`, "Pack".
 
 use crate::codec::Codec;
 
@@ -27,9 +28,17 @@ pub const MAX_PACK_BYTES: u64 = 1 << 31;
 /// The most bytes that may follow a record's header: a manifest's 1 MiB, or a footer.
 pub const MAX_STORED_BYTES: u32 = 1 << 26;
 
+/// The version of new packs.
+pub const PACK_VERSION: u32 = 2;
+
+/// The first version that has records apart from their contents.
+pub const APART_VERSION: u32 = 2;
+
+/// Where contents begin in a room, in bytes: file systems share whole blocks, at most so long.
+pub const ROOM_ALIGNMENT: u64 = 4096;
+
 const PACK_MAGIC: [u8; 8] = *b"brantPCK";
 const TRAILER_MAGIC: [u8; 8] = *b"brantEND";
-const PACK_VERSION: u32 = 1;
 const FOOTER_CONTEXT: &str = "brant 2026-11 pack footer v1";
 
 /// What the checksums of a store's packs are keyed with. It is no secret from who can read the store, only from guests.
@@ -58,6 +67,8 @@ pub enum PackError {
 /// What a pack begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PackHeader {
+    /// The version of what the pack may hold, from 1 to [`PACK_VERSION`].
+    pub version: u32,
     /// The pack's number, as in its file's name.
     pub number: u32,
     /// The secret of the store that wrote it.
@@ -70,7 +81,7 @@ impl PackHeader {
     pub fn encode(&self) -> [u8; PACK_HEADER_BYTES] {
         let mut bytes = [0; PACK_HEADER_BYTES];
         bytes[..8].copy_from_slice(&PACK_MAGIC);
-        bytes[8..12].copy_from_slice(&PACK_VERSION.to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.version.to_le_bytes());
         bytes[12..16].copy_from_slice(&self.number.to_le_bytes());
         bytes[16..48].copy_from_slice(&self.secret);
         let checksum = short(blake3::hash(&bytes[..56]));
@@ -91,15 +102,18 @@ impl PackHeader {
             return Err(PackError::Checksum);
         }
         let version = u32_at(header, 8);
-        if version != PACK_VERSION {
+        if version > PACK_VERSION {
             return Err(PackError::Newer(version));
+        }
+        if version == 0 {
+            return Err(PackError::Invalid("version"));
         }
         if header[48..56] != [0; 8] {
             return Err(PackError::Invalid("reserved field"));
         }
         let mut secret = [0; 32];
         secret.copy_from_slice(&header[16..48]);
-        Ok(Self { number: u32_at(header, 12), secret })
+        Ok(Self { version, number: u32_at(header, 12), secret })
     }
 }
 
@@ -113,12 +127,14 @@ pub enum RecordType {
     Claim = 2,
     /// The index footer of a full pack: its entries follow.
     Footer = 3,
-    /// Room: what follows is nothing that this record knows of.
+    /// Room: what follows is nothing that this record knows of. Contents of later records may lie in it.
     Room = 4,
+    /// An object whose plain bytes lie in a room before it. Nothing follows.
+    Apart = 5,
 }
 
 impl RecordType {
-    const ALL: [Self; 4] = [Self::Object, Self::Claim, Self::Footer, Self::Room];
+    const ALL: [Self; 5] = [Self::Object, Self::Claim, Self::Footer, Self::Room, Self::Apart];
 }
 
 /// What a record says of what follows it.
@@ -134,12 +150,14 @@ pub struct RecordHeader {
     pub cipher: u8,
     /// The domain that the object is present in.
     pub domain: u32,
-    /// How many bytes follow.
+    /// How many bytes follow; of a record apart, how long its content is.
     pub stored_bytes: u32,
     /// The length of the object's plain bytes.
     pub plain_bytes: u32,
     /// Which key the stored bytes are encrypted with; 0 without a cipher.
     pub key_id: u32,
+    /// Of a record apart, where its content lies, in bytes from the beginning of the pack; else 0.
+    pub content: u32,
     /// The object's hash; a footer's is over its entries.
     pub hash: [u8; 32],
 }
@@ -154,6 +172,7 @@ impl RecordHeader {
         stored_bytes: 0,
         plain_bytes: 0,
         key_id: 0,
+        content: 0,
         hash: [0; 32],
     };
 
@@ -171,6 +190,37 @@ impl RecordHeader {
             length -= header + follows;
             Some((here, room))
         })
+    }
+
+    /// A room for contents of so many bytes at a place, with the gap before them, or `None` where they are too long for one.
+    #[must_use]
+    pub fn room_for(place: u64, content_bytes: u64) -> Option<Self> {
+        let begin = place + RECORD_HEADER_BYTES as u64;
+        let gap = begin.next_multiple_of(ROOM_ALIGNMENT) - begin;
+        let stored_bytes = u32::try_from(gap + content_bytes).ok().filter(|length| *length <= MAX_STORED_BYTES)?;
+        Some(Self { stored_bytes, ..Self::EMPTY_ROOM })
+    }
+
+    /// Whether it is of an object, wherever that one's bytes lie.
+    #[must_use]
+    pub fn is_object(&self) -> bool {
+        matches!(self.record, RecordType::Object | RecordType::Apart)
+    }
+
+    /// Where the content of the record at a place lies.
+    #[must_use]
+    pub fn content_place(&self, place: u64) -> u64 {
+        match self.record {
+            RecordType::Apart => self.content.into(),
+            _ => place + RECORD_HEADER_BYTES as u64,
+        }
+    }
+
+    /// Where the record at a place ends, and the next begins.
+    #[must_use]
+    pub fn end(&self, place: u64) -> u64 {
+        let follows = if self.record == RecordType::Apart { 0 } else { self.stored_bytes };
+        place + RECORD_HEADER_BYTES as u64 + u64::from(follows)
     }
 
     /// Encodes it for its place, in bytes from the beginning of the pack.
@@ -196,25 +246,28 @@ impl RecordHeader {
         if header[56..] != header_checksum(secret, place, &header[..56]) {
             return Err(PackError::Checksum);
         }
-        Self::from_fields(&header[4..56])
+        Self::from_fields(&header[4..56], place)
     }
 
     fn fields(&self) -> [u8; 52] {
         let mut bytes = [0; 52];
         bytes[..4].copy_from_slice(&[self.record as u8, self.kind, self.codec as u8, self.cipher]);
-        for (at, value) in [(4, self.domain), (8, self.stored_bytes), (12, self.plain_bytes), (16, self.key_id)] {
+        let last = if self.record == RecordType::Apart { self.content } else { self.key_id };
+        for (at, value) in [(4, self.domain), (8, self.stored_bytes), (12, self.plain_bytes), (16, last)] {
             bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
         bytes[20..].copy_from_slice(&self.hash);
         bytes
     }
 
-    fn from_fields(bytes: &[u8]) -> Result<Self, PackError> {
+    fn from_fields(bytes: &[u8], place: u64) -> Result<Self, PackError> {
         let bytes = bytes.first_chunk::<52>().ok_or(PackError::Length(bytes.len()))?;
         let mut types = RecordType::ALL.into_iter();
         let record = types.find(|record| *record as u8 == bytes[0]).ok_or(PackError::Invalid("type"))?;
         let mut hash = [0; 32];
         hash.copy_from_slice(&bytes[20..]);
+        let last = u32_at(bytes, 16);
+        let (key_id, content) = if record == RecordType::Apart { (0, last) } else { (last, 0) };
         let header = Self {
             record,
             kind: bytes[1],
@@ -223,19 +276,37 @@ impl RecordHeader {
             domain: u32_at(bytes, 4),
             stored_bytes: u32_at(bytes, 8),
             plain_bytes: u32_at(bytes, 12),
-            key_id: u32_at(bytes, 16),
+            key_id,
+            content,
             hash,
         };
-        if header.cipher != 0 || header.key_id != 0 {
+        header.check(place)?;
+        Ok(header)
+    }
+
+    /// Refuses what no record is.
+    fn check(&self, place: u64) -> Result<(), PackError> {
+        if self.cipher != 0 || self.key_id != 0 {
             return Err(PackError::Invalid("cipher"));
         }
-        if header.stored_bytes > MAX_STORED_BYTES || (record == RecordType::Claim && header.stored_bytes != 0) {
+        if self.stored_bytes > MAX_STORED_BYTES || (self.record == RecordType::Claim && self.stored_bytes != 0) {
             return Err(PackError::Invalid("length"));
         }
-        if record == RecordType::Room && header != (Self { stored_bytes: header.stored_bytes, ..Self::EMPTY_ROOM }) {
+        let blank = Self { stored_bytes: self.stored_bytes, ..Self::EMPTY_ROOM };
+        if self.record == RecordType::Room && *self != blank {
             return Err(PackError::Invalid("room"));
         }
-        Ok(header)
+        if self.record == RecordType::Apart {
+            let content = u64::from(self.content);
+            let before = content + u64::from(self.stored_bytes) <= place;
+            if self.codec != Codec::Plain || self.plain_bytes != self.stored_bytes {
+                return Err(PackError::Invalid("codec"));
+            }
+            if !before || !content.is_multiple_of(ROOM_ALIGNMENT) || content == 0 {
+                return Err(PackError::Invalid("content"));
+            }
+        }
+        Ok(())
     }
 }
 
@@ -270,6 +341,7 @@ pub fn encode_footer(entries: &[FooterEntry], secret: &PackSecret, place: u64) -
         stored_bytes,
         plain_bytes: stored_bytes,
         key_id: 0,
+        content: 0,
         hash: blake3::derive_key(FOOTER_CONTEXT, &payload),
     };
     let mut bytes = header.encode(secret, place).to_vec();
@@ -295,7 +367,10 @@ pub fn decode_footer(header: &RecordHeader, payload: &[u8]) -> Result<Vec<Footer
     }
     entries
         .iter()
-        .map(|entry| Ok(FooterEntry { header: RecordHeader::from_fields(entry)?, place: u32_at(entry, 52) }))
+        .map(|entry| {
+            let place = u32_at(entry, 52);
+            Ok(FooterEntry { header: RecordHeader::from_fields(entry, place.into())?, place })
+        })
         .collect()
 }
 
@@ -361,6 +436,7 @@ mod tests {
             stored_bytes: 1000,
             plain_bytes: 65536,
             key_id: 0,
+            content: 0,
             hash: [0xab; 32],
         }
     }
@@ -385,9 +461,9 @@ mod tests {
 
     #[test]
     fn every_changed_bit_of_a_header_is_seen() {
-        let pack = PackHeader { number: 3, secret: SECRET }.encode();
+        let pack = PackHeader { version: 2, number: 3, secret: SECRET }.encode();
         let record = header().encode(&SECRET, 64);
-        assert_eq!(PackHeader::decode(&pack), Ok(PackHeader { number: 3, secret: SECRET }));
+        assert_eq!(PackHeader::decode(&pack), Ok(PackHeader { version: 2, number: 3, secret: SECRET }));
         assert_eq!(RecordHeader::decode(&record, &SECRET, 64), Ok(header()));
         for bit in 0..8 * 64 {
             let mut bad = pack;
@@ -423,7 +499,50 @@ mod tests {
         assert!(decode_footer(&head, &payload[..FOOTER_ENTRY_BYTES]).is_err());
     }
 
+    #[test]
+    fn a_record_apart_points_back_to_a_block_of_plain_bytes_and_a_room_says_nothing_else() {
+        let apart = RecordHeader {
+            record: RecordType::Apart,
+            codec: Codec::Plain,
+            stored_bytes: 65536,
+            content: 4096,
+            ..header()
+        };
+        let decode = |header: RecordHeader, place| RecordHeader::decode(&header.encode(&SECRET, place), &SECRET, place);
+        assert_eq!(decode(apart, 4096 + 65536), Ok(apart));
+        assert_eq!((apart.content_place(80_000), apart.end(80_000)), (4096, 80_064));
+        assert_eq!(decode(apart, 4096 + 65535), Err(PackError::Invalid("content")), "it reaches into its record");
+        for content in [0, 64, 4095, 69_632] {
+            assert_eq!(decode(RecordHeader { content, ..apart }, 70_000), Err(PackError::Invalid("content")));
+        }
+        let compressed = RecordHeader { codec: Codec::Zstd, ..apart };
+        assert_eq!(decode(compressed, 1 << 20), Err(PackError::Invalid("codec")));
+        assert_eq!(decode(RecordHeader { plain_bytes: 1, ..apart }, 1 << 20), Err(PackError::Invalid("codec")));
+        let room = RecordHeader::room_for(64, 3 << 16).unwrap();
+        assert_eq!(decode(room, 64), Ok(room));
+        assert_eq!(room.end(64), 4096 + (3 << 16), "the gap is part of it");
+        assert_eq!(
+            RecordHeader::room_for(4096 - 64, 8192).unwrap().stored_bytes,
+            8192,
+            "without a gap where none is needed"
+        );
+        assert_eq!(decode(RecordHeader { domain: 1, ..room }, 64), Err(PackError::Invalid("room")));
+        assert_eq!(RecordHeader::room_for(64, u64::from(MAX_STORED_BYTES)), None);
+    }
+
     proptest! {
+        #[test]
+        fn any_record_apart_comes_back(
+            kind: u8, domain: u32, block in 1..1_u32 << 18, blocks in 0..=MAX_STORED_BYTES / 4096, behind in 0..1_u64 << 20,
+            hash: [u8; 32],
+        ) {
+            let (content, stored_bytes) = (block * 4096, blocks * 4096);
+            let (record, codec, plain_bytes) = (RecordType::Apart, Codec::Plain, stored_bytes);
+            let header = RecordHeader { record, kind, codec, domain, stored_bytes, plain_bytes, content, hash, ..header() };
+            let place = u64::from(content) + u64::from(stored_bytes) + behind;
+            prop_assert_eq!(RecordHeader::decode(&header.encode(&SECRET, place), &SECRET, place), Ok(header));
+        }
+
         #[test]
         fn any_header_comes_back(
             record in prop::sample::select(vec![RecordType::Object, RecordType::Footer]),

@@ -1,4 +1,4 @@
-//! What version 1 wrote in a store's directory is written the same, and read, for ever: packs, roots log, format file.
+//! What each version wrote in a store's directory is written the same, and read, for ever: packs, roots log, format file.
 //!
 //! The golden files are hexadecimal; `BRANT_WRITE_GOLDEN=1` writes them, which is right only for a new version.
 
@@ -29,7 +29,7 @@ fn compare(name: &str, bytes: &[u8]) {
     if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
         std::fs::write(&path, &text).unwrap();
     }
-    assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{name} is not what version 1 writes");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), text, "{name} is not what that version wrote");
 }
 
 fn object() -> RecordHeader {
@@ -43,6 +43,7 @@ fn object() -> RecordHeader {
         stored_bytes: length,
         plain_bytes: length,
         key_id: 0,
+        content: 0,
         hash: format::chunk_id(CONTENT).0,
     }
 }
@@ -50,7 +51,7 @@ fn object() -> RecordHeader {
 #[test]
 fn packs() {
     let claim = RecordHeader { record: RecordType::Claim, domain: 1, stored_bytes: 0, ..object() };
-    let mut pack = PackHeader { number: 1, secret: SECRET }.encode().to_vec();
+    let mut pack = PackHeader { version: 1, number: 1, secret: SECRET }.encode().to_vec();
     pack.extend(object().encode(&SECRET, pack.len() as u64));
     pack.extend(CONTENT);
     let claim_place = pack.len();
@@ -63,7 +64,7 @@ fn packs() {
     pack.extend(encode_footer(&entries, &SECRET, footer_place as u64));
     compare("pack-v1.hex", &pack);
 
-    assert_eq!(PackHeader::decode(&pack), Ok(PackHeader { number: 1, secret: SECRET }));
+    assert_eq!(PackHeader::decode(&pack), Ok(PackHeader { version: 1, number: 1, secret: SECRET }));
     assert_eq!(RecordHeader::decode(&pack[PACK_HEADER_BYTES..], &SECRET, 64), Ok(object()));
     assert_eq!(RecordHeader::decode(&pack[claim_place..], &SECRET, claim_place as u64), Ok(claim));
     let trailer_place = pack.len() - TRAILER_BYTES;
@@ -72,9 +73,42 @@ fn packs() {
     assert_eq!(decode_footer(&footer, &pack[footer_place + RECORD_HEADER_BYTES..trailer_place]).unwrap(), entries);
 }
 
+/// One chunk whose content lies in a room, and its record behind that.
+#[test]
+fn packs_with_rooms() {
+    let content = CONTENT.repeat(200)[..4096].to_vec();
+    let room = RecordHeader::room_for(PACK_HEADER_BYTES as u64, content.len() as u64).unwrap();
+    let mut pack = PackHeader { version: 2, number: 1, secret: SECRET }.encode().to_vec();
+    pack.extend(room.encode(&SECRET, pack.len() as u64));
+    pack.resize(4096, 0);
+    pack.extend(&content);
+    let place = pack.len();
+    assert_eq!(room.end(PACK_HEADER_BYTES as u64), place as u64);
+    let apart = RecordHeader {
+        record: RecordType::Apart,
+        stored_bytes: 4096,
+        plain_bytes: 4096,
+        content: 4096,
+        hash: format::chunk_id(&content).0,
+        ..object()
+    };
+    pack.extend(apart.encode(&SECRET, place as u64));
+    let footer_place = pack.len();
+    let entries = [FooterEntry { header: apart, place: u32::try_from(place).unwrap() }];
+    pack.extend(encode_footer(&entries, &SECRET, footer_place as u64));
+    compare("pack-v2.hex", &pack);
+
+    assert_eq!(PackHeader::decode(&pack), Ok(PackHeader { version: 2, number: 1, secret: SECRET }));
+    assert_eq!(RecordHeader::decode(&pack[PACK_HEADER_BYTES..], &SECRET, 64), Ok(room));
+    assert_eq!(RecordHeader::decode(&pack[place..], &SECRET, place as u64), Ok(apart));
+    let footer = RecordHeader::decode(&pack[footer_place..], &SECRET, footer_place as u64).unwrap();
+    let payload = &pack[footer_place + RECORD_HEADER_BYTES..pack.len() - TRAILER_BYTES];
+    assert_eq!(decode_footer(&footer, payload).unwrap(), entries);
+}
+
 #[test]
 fn hollow_packs() {
-    let mut pack = PackHeader { number: 1, secret: SECRET }.encode().to_vec();
+    let mut pack = PackHeader { version: 1, number: 1, secret: SECRET }.encode().to_vec();
     let rooms: Vec<_> = RecordHeader::rooms(PACK_HEADER_BYTES as u64, 100).collect();
     let [(room_place, room)] = rooms[..] else { panic!("one room") };
     pack.extend(room.encode(&SECRET, room_place));

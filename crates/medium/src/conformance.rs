@@ -11,7 +11,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::{File, Medium, Open};
+use crate::{File, Medium, Open, cannot_share};
 
 /// Runs the suite in a directory of which only the one above may exist.
 ///
@@ -22,6 +22,8 @@ pub fn check(medium: &dyn Medium, directory: &Path) {
     files_are_opened_as_asked(medium, &directory.join("open"));
     what_was_written_is_read(medium, &directory.join("write"));
     lengths_are_set_and_ranges_given_back(medium, &directory.join("length"));
+    ranges_are_cloned_or_refused(medium, &directory.join("cloned"));
+    a_frozen_file_changes_no_more(medium, directory);
     names_change_at_once(medium, directory);
     a_nameless_file_stays_readable(medium, &directory.join("nameless"));
     contents_are_replaced_whole(medium, directory);
@@ -115,6 +117,50 @@ fn lengths_are_set_and_ranges_given_back(medium: &dyn Medium, path: &Path) {
     assert!(medium.read(path).expect("it can be read") == expected);
     assert!(file.allocated_bytes().expect("it takes room") <= before);
     assert_eq!(file.length().expect("it has a length"), 30_000);
+}
+
+fn ranges_are_cloned_or_refused(medium: &dyn Medium, path: &Path) {
+    let (source, target) = (new(medium, &path.with_extension("source")), new(medium, path));
+    let content: Vec<u8> = (0..40_960_u32).map(|at| (at / 512).to_le_bytes()[0]).collect();
+    source.write_all_at(&[&content], 0).expect("it can be written");
+    target.write_all_at(&[b"head"], 0).expect("it can be written");
+    match target.clone_range(8192, &*source, 4096, 16_384) {
+        Err(error) => assert!(cannot_share(&error), "{error}"),
+        Ok(()) => {
+            source.write_all_at(&[&[9; 20_000]], 4096).expect("it can be written");
+            target.write_all_at(&[&[8; 10]], 8192).expect("it can be written");
+            let mut expected = vec![0; 8192];
+            expected[..4].copy_from_slice(b"head");
+            expected.extend([8; 10]);
+            expected.extend(&content[4106..20_480]);
+            target.sync_data().expect("it can be made durable");
+            assert!(medium.read(path).expect("it can be read") == expected, "neither is changed with the other");
+            target.clone_range(3, &*source, 5, 1000).expect("what is no whole block is copied");
+            let mut part = [0; 1000];
+            target.read_exact_at(&mut part, 3).expect("it can be read");
+            assert!(part[..] == [&content[5..1005]].concat());
+            assert_eq!(kind(target.clone_range(0, &*source, 40_960, 4096)), ErrorKind::UnexpectedEof);
+        }
+    }
+}
+
+fn a_frozen_file_changes_no_more(medium: &dyn Medium, directory: &Path) {
+    let path = directory.join("frozen");
+    let source = new(medium, &path);
+    source.write_all_at(&[&[1; 5000], &[2; 5001]], 0).expect("it can be written");
+    let before = names(medium, directory);
+    let frozen = match medium.freeze(&*source, directory) {
+        Ok(frozen) => frozen,
+        Err(error) => return assert!(cannot_share(&error), "{error}"),
+    };
+    assert_eq!(names(medium, directory), before, "it has no name");
+    source.write_all_at(&[&[3; 20_000]], 0).expect("it can be written");
+    source.set_length(1).expect("it can be cut");
+    medium.remove(&path).expect("it can be removed");
+    assert_eq!(frozen.length().expect("it has a length"), 10_001);
+    let mut bytes = vec![0; 10_001];
+    frozen.read_exact_at(&mut bytes, 0).expect("it can be read");
+    assert!(bytes == [vec![1; 5000], vec![2; 5001]].concat());
 }
 
 fn names_change_at_once(medium: &dyn Medium, directory: &Path) {

@@ -8,7 +8,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::{File, Lock, Medium, Open, Room};
@@ -22,6 +22,12 @@ impl Host {
     #[must_use]
     pub fn shared() -> Arc<dyn Medium> {
         Arc::new(Self)
+    }
+
+    /// Takes a file that somebody else has opened. What it can do depends on how.
+    #[must_use]
+    pub fn adopt(file: fs::File) -> Arc<dyn File> {
+        Arc::new(HostFile(file))
     }
 }
 
@@ -76,6 +82,15 @@ impl Medium for Host {
             available_bytes: status.f_bavail.saturating_mul(status.f_frsize),
             total_bytes: status.f_blocks.saturating_mul(status.f_frsize),
         })
+    }
+
+    fn freeze(&self, source: &dyn File, directory: &Path) -> io::Result<Arc<dyn File>> {
+        let source = source.descriptor().ok_or(io::ErrorKind::Unsupported)?;
+        // Made in the directory, so that it gets the attributes that the files there have.
+        let flags = OFlags::RDWR | OFlags::TMPFILE | OFlags::CLOEXEC;
+        let frozen = rustix::fs::open(directory, flags, Mode::RUSR | Mode::WUSR)?;
+        rustix::fs::ioctl_ficlone(&frozen, source)?;
+        Ok(Self::adopt(frozen.into()))
     }
 
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>> {
@@ -137,6 +152,22 @@ impl File for HostFile {
             Errno::OPNOTSUPP => io::ErrorKind::Unsupported.into(),
             error => error.into(),
         })
+    }
+
+    fn clone_range(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<()> {
+        let source = source.descriptor().ok_or(io::ErrorKind::Unsupported)?;
+        // The kernel shares what it can before it copies (vfs_copy_file_range in fs/read_write.c).
+        let (mut from, mut to) = (source_offset, offset);
+        let end = source_offset.saturating_add(length);
+        while from < end {
+            let rest = usize::try_from(end - from).unwrap_or(usize::MAX);
+            match rustix::fs::copy_file_range(source, Some(&mut from), &self.0, Some(&mut to), rest) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -13,6 +13,7 @@ pub mod conformance;
 mod host;
 pub mod simulated;
 
+use std::any::Any;
 use std::ffi::OsString;
 use std::fmt::Debug;
 use std::io;
@@ -113,6 +114,13 @@ pub trait Medium: Send + Sync + Debug {
     /// The system's.
     fn room(&self, path: &Path) -> io::Result<Room>;
 
+    /// Makes a file without a name in a directory that has the content of another one at one moment and shares its room, so
+    /// that it costs hardly any. It is gone when nobody has it open any more.
+    ///
+    /// # Errors
+    /// The system's. [`cannot_share`] tells those that mean that these files cannot share their room.
+    fn freeze(&self, source: &dyn File, directory: &Path) -> io::Result<Arc<dyn File>>;
+
     /// Locks a file against other processes, and makes it where it is not there.
     ///
     /// # Errors
@@ -150,8 +158,28 @@ pub trait Medium: Send + Sync + Debug {
     }
 }
 
+/// Whether a failure to share room means that these files cannot, as they are on different file systems or on one without
+/// sharing, or have attributes that forbid it; anything else may pass (ioctl_ficlone(2)).
+#[must_use]
+pub fn cannot_share(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let refusals = [
+        Errno::XDEV,
+        Errno::OPNOTSUPP,
+        Errno::NOTTY,
+        Errno::NOSYS,
+        Errno::INVAL,
+        Errno::PERM,
+        Errno::TXTBSY,
+        Errno::BADF,
+        Errno::ISDIR,
+    ];
+    error.kind() == io::ErrorKind::Unsupported
+        || refusals.iter().any(|refusal| Some(refusal.raw_os_error()) == error.raw_os_error())
+}
+
 /// An open file. Any number of threads may call at once; it stays readable when its name is removed.
-pub trait File: Send + Sync + Debug {
+pub trait File: Send + Sync + Debug + Any {
     /// Fills the buffer.
     ///
     /// # Errors
@@ -193,6 +221,14 @@ pub trait File: Send + Sync + Debug {
     /// # Errors
     /// The system's; [`io::ErrorKind::Unsupported`] where the file system cannot.
     fn punch(&self, offset: u64, length: u64) -> io::Result<()>;
+
+    /// Makes a range read as a range of another file. Where offsets and length are whole blocks and the file system can,
+    /// both share their room until one of them is written; else the bytes are copied. It is durable as what is written.
+    ///
+    /// # Errors
+    /// The system's; then some of it may have been done. [`cannot_share`] tells those that mean that it is not possible
+    /// between these files.
+    fn clone_range(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<()>;
 
     /// The descriptor, where there is one: a simulated file has none.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

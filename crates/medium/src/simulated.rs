@@ -15,6 +15,7 @@ mod image;
 mod names;
 mod state;
 
+use std::any::Any;
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
@@ -41,6 +42,8 @@ pub enum Operation {
     Length,
     /// To give room back.
     Punch,
+    /// To share the room of another file.
+    Clone,
     /// To rename.
     Rename,
     /// To remove.
@@ -129,6 +132,18 @@ impl Simulated {
         self.state().total_bytes = bytes;
     }
 
+    /// Has no files share their room from now on, as many file systems have it.
+    pub fn refuse_clones(&self) {
+        self.state().refuses_clones = true;
+    }
+
+    /// The file behind a handle of this medium.
+    fn id_of(&self, file: &dyn File) -> io::Result<u64> {
+        let handle = (file as &dyn Any).downcast_ref::<Handle>();
+        let own = handle.filter(|handle| Arc::ptr_eq(&handle.medium.0, &self.0));
+        own.map(|handle| handle.id).ok_or(io::ErrorKind::Unsupported.into())
+    }
+
     /// Keeps a copy of everything after each change from now on, and in the middle of each write.
     pub fn keep_moments(&self) {
         self.state().moments = Some(Vec::new());
@@ -193,6 +208,12 @@ impl Medium for Simulated {
         self.state().room()
     }
 
+    fn freeze(&self, source: &dyn File, directory: &Path) -> io::Result<Arc<dyn File>> {
+        let id = self.id_of(source)?;
+        let id = self.state().freeze(id, directory)?;
+        Ok(Arc::new(Handle { medium: self.clone(), id }))
+    }
+
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>> {
         let id = self.state().lock(path)?;
         Ok(Box::new(Held(Handle { medium: self.clone(), id })))
@@ -239,6 +260,11 @@ impl File for Handle {
 
     fn punch(&self, offset: u64, length: u64) -> io::Result<()> {
         self.medium.state().punch(self.id, offset, length)
+    }
+
+    fn clone_range(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<()> {
+        let source = self.medium.id_of(source)?;
+        self.medium.state().clone_range(self.id, offset, source, source_offset, length)
     }
 }
 

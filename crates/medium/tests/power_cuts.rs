@@ -66,6 +66,27 @@ fn what_was_synchronised_is_there_and_a_length_is_old_or_new() {
 }
 
 #[test]
+fn what_was_cloned_is_lost_until_it_is_synchronised_and_what_was_frozen_when_its_handle_is() {
+    let (medium, file) = medium(4, 2);
+    let source = medium.open(at("/source"), Open::New).expect("made");
+    source.write_all_at(&[&[b'1'; 512], &[b'2'; 512]], 0).expect("written");
+    let frozen = medium.freeze(&*source, at("/")).expect("frozen");
+    source.write_all_at(&[&[b'3'; 1024]], 0).expect("written");
+    file.clone_range(0, &*frozen, 0, 1024).expect("cloned");
+    assert_eq!(outcomes(&medium), set(&["00", "02", "10", "12"]));
+    let (medium, file) = self::medium(4, 2);
+    let taken = medium.room(at("/")).expect("told").available_bytes;
+    let frozen = medium.freeze(&*file, at("/")).expect("frozen");
+    drop(frozen);
+    assert_eq!(medium.room(at("/")).expect("told").available_bytes, taken);
+    medium.fail(Fault { operation: Some(Operation::Clone), after: 0, lasting: false });
+    medium.freeze(&*file, at("/")).expect_err("it fails");
+    file.clone_range(0, &*file, 512, 512).expect("cloned");
+    file.sync_data().expect("durable");
+    assert_eq!(outcomes(&medium), set(&["00"]));
+}
+
+#[test]
 fn a_killed_process_leaves_all_that_it_did() {
     let (medium, file) = medium(3, 1);
     file.write_all_at(&[&[b'1'; 512]], 512).expect("written");

@@ -18,10 +18,12 @@ mod scrub;
 pub mod source;
 
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use format::Stored;
-use types::Progress;
+use medium::File;
+use types::{ChunkId, Progress};
 
 pub use collect::{CollectError, CollectOptions, CollectReport, Hold, IncompleteRoots, Live, LiveRoots, LiveTree};
 pub use key::{Domain, Domains, Key, Kind};
@@ -131,6 +133,47 @@ pub struct StoreStatistics {
     pub allocated_bytes: u64,
 }
 
+/// A copy of a file that shares its room with it and is nobody's to change: chunks can be shared from it.
+#[derive(Clone, Debug)]
+pub struct FrozenFile(Arc<dyn File>);
+
+impl FrozenFile {
+    /// The copy.
+    #[must_use]
+    pub fn file(&self) -> &Arc<dyn File> {
+        &self.0
+    }
+}
+
+/// A file could not be frozen.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FreezeError {
+    /// The store does not share room.
+    #[error("this store shares no room with files")]
+    Unsupported,
+    /// The file system has no sharing, or not between this file and the store.
+    #[error("the file system does not have this file and the store share room")]
+    Refused(#[source] std::io::Error),
+    /// The file system shares only blocks that are longer than those of packs.
+    #[error("the file system shares blocks of {0} bytes, and the store has them of 4096")]
+    Blocks(u64),
+    /// The store failed; [`StoreError::Full`] where there is no room.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A chunk that lies as it is in a file of the store.
+#[derive(Clone, Debug)]
+pub struct InFile {
+    /// The chunk. Whoever takes what is in the file checks what was taken: it may be damaged, or just have been collected.
+    pub chunk: ChunkId,
+    /// The file.
+    pub file: Arc<dyn File>,
+    /// Where it lies, in bytes: a multiple of 4096.
+    pub offset: u64,
+}
+
 /// A store of chunks, tree nodes and manifests, named by their hashes, and of the roots that refer to them.
 ///
 /// Any number of threads may read and write at once. A put is visible to every reader as soon as it returns, and
@@ -163,7 +206,8 @@ pub trait ChunkStore: Send + Sync + Debug {
         Ok(self.get(key, domains)?.map(|plain| copy_part(&plain, offset, buffer)))
     }
 
-    /// Reads an object as it is stored, for sending, checked against its hash.
+    /// Reads an object as it is stored, for sending, checked against its hash. One that lies plain in the store because it
+    /// shares room with a file is compressed for it.
     ///
     /// # Errors
     /// As [`get`](ChunkStore::get).
@@ -180,6 +224,42 @@ pub trait ChunkStore: Send + Sync + Debug {
     /// # Errors
     /// [`StoreError::WrongHash`] for other bytes than the key names; else as [`put`](ChunkStore::put).
     fn put_stored(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<Put, StoreError>;
+
+    /// Freezes a file, so that chunks of it can be shared.
+    ///
+    /// # Errors
+    /// See [`FreezeError`].
+    fn freeze(&self, source: &dyn File) -> Result<FrozenFile, FreezeError> {
+        let _ = source;
+        Err(FreezeError::Unsupported)
+    }
+
+    /// Stores whole chunks that lie one behind the other in a frozen file, from an offset on, by sharing its room; the
+    /// caller has computed the keys from it. Says what was done for each, in order; where that ends early, the rest
+    /// cannot be shared, and has to be put. What is new is shared.
+    ///
+    /// # Errors
+    /// As [`put`](ChunkStore::put).
+    fn share(
+        &self,
+        domain: Domain,
+        chunks: &[ChunkId],
+        frozen: &FrozenFile,
+        offset: u64,
+    ) -> Result<Vec<Put>, StoreError> {
+        let _ = (domain, chunks, frozen, offset);
+        Ok(Vec::new())
+    }
+
+    /// Finds the file in which a chunk lies as it is, so that others can share its room; `None` where it does not, or is
+    /// not present in these domains.
+    ///
+    /// # Errors
+    /// As [`contains`](ChunkStore::contains).
+    fn find_in_file(&self, chunk: &ChunkId, domains: &Domains) -> Result<Option<InFile>, StoreError> {
+        let _ = (chunk, domains);
+        Ok(None)
+    }
 
     /// Keeps bytes that came from elsewhere in memory for a moment, for who waits for them while there is no room to
     /// store them, and says whether it does. They can be read, but do not count as present.

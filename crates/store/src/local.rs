@@ -42,10 +42,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use format::codec::Compressor;
 use format::{Codec, Stored};
-use medium::{Host, Medium};
+use medium::{File, Host, Medium};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use types::Progress;
+use types::{ChunkId, Progress};
 
 use self::committer::Core;
 use self::directory::Directory;
@@ -53,9 +53,9 @@ use self::hot::HotTier;
 use self::recovery::IndexPlace;
 use self::roots_log::RootsLog;
 use crate::{
-    ChunkStore, CollectError, CollectOptions, CollectReport, Domain, Domains, Hold, Key, Kind, LiveRoots, Put,
-    RootChange, Roots, ScrubError, ScrubOptions, ScrubReport, Scrubbed, StoreError, StoreStatistics, checked_plain,
-    copy_part,
+    ChunkStore, CollectError, CollectOptions, CollectReport, Domain, Domains, FreezeError, FrozenFile, Hold, InFile,
+    Key, Kind, LiveRoots, Put, RootChange, Roots, ScrubError, ScrubOptions, ScrubReport, Scrubbed, StoreError,
+    StoreStatistics, checked_plain, copy_part,
 };
 
 pub use self::recovery::{Damage, RecoveryReport};
@@ -266,7 +266,8 @@ impl ChunkStore for LocalStore {
     }
 
     fn get_stored(&self, key: &Key, domains: &Domains) -> Result<Option<Stored>, StoreError> {
-        Ok(self.core.load(key, domains)?.map(|(_, stored, _)| stored))
+        let Some((entry, stored, plain)) = self.core.load(key, domains)? else { return Ok(None) };
+        Ok(Some(if entry.content.is_some() { self.compress(key.kind, &plain) } else { stored }))
     }
 
     fn put(&self, key: &Key, domain: Domain, plain: &[u8]) -> Result<Put, StoreError> {
@@ -285,6 +286,24 @@ impl ChunkStore for LocalStore {
         // Whoever it was fetched for reads it next.
         self.remember(key, domain, &plain);
         Ok(put)
+    }
+
+    fn freeze(&self, source: &dyn File) -> Result<FrozenFile, FreezeError> {
+        self.core.freeze(source)
+    }
+
+    fn share(
+        &self,
+        domain: Domain,
+        chunks: &[ChunkId],
+        frozen: &FrozenFile,
+        offset: u64,
+    ) -> Result<Vec<Put>, StoreError> {
+        self.core.share(domain, chunks, frozen, offset)
+    }
+
+    fn find_in_file(&self, chunk: &ChunkId, domains: &Domains) -> Result<Option<InFile>, StoreError> {
+        self.core.find_in_file(chunk, domains)
     }
 
     fn lend(&self, key: &Key, domain: Domain, stored: &Stored) -> Result<bool, StoreError> {

@@ -4,6 +4,8 @@ use std::fmt::Debug;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use medium::File;
+use store::{FreezeError, InFile};
 
 /// Why a request to a disk failed.
 #[derive(Debug, thiserror::Error)]
@@ -151,4 +153,24 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// # Errors
     /// See [`DeviceError`].
     fn extents(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, DeviceError>;
+
+    /// Finds the file of the store in which the whole chunk at an offset lies as it is, so that others can share its room.
+    /// `None` where it does not, where something was written over it, or where it is not here.
+    ///
+    /// # Errors
+    /// See [`DeviceError`].
+    fn chunk_in_file(&self, offset: u64) -> Result<Option<InFile>, DeviceError> {
+        let _ = offset;
+        Ok(None)
+    }
+
+    /// Finds out whether a file can share room with those of [`chunk_in_file`](BlockDevice::chunk_in_file). It should be
+    /// empty, as a copy of it is made.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    fn can_share(&self, file: &dyn File) -> Result<(), FreezeError> {
+        let _ = file;
+        Err(FreezeError::Unsupported)
+    }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use store::RootChange;
+use medium::File;
+use store::{FreezeError, InFile, RootChange};
 use types::FrozenId;
 
 use crate::base::{Missing, TreeBase};
@@ -105,6 +106,14 @@ macro_rules! read_only_device {
 
             fn extents(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, DeviceError> {
                 self.cell.extents(offset, length, limit)
+            }
+
+            fn chunk_in_file(&self, offset: u64) -> Result<Option<InFile>, DeviceError> {
+                self.cell.chunk_in_file(offset)
+            }
+
+            fn can_share(&self, file: &dyn File) -> Result<(), FreezeError> {
+                self.cell.can_share(file)
             }
         }
     };

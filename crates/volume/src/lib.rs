@@ -14,6 +14,7 @@ mod error;
 mod extent_map;
 mod frozen;
 mod history;
+mod in_file;
 mod inspect;
 mod journal;
 mod layer;

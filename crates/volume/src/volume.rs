@@ -19,7 +19,8 @@ use crate::pressure::{Look, NoRoom, Pressure};
 use crate::reading::StackCell;
 use crate::records::{self, DeletedRecord, VolumeRecord};
 use crate::stack::{Context, Stack};
-use store::RootChange;
+use medium::File;
+use store::{FreezeError, InFile, RootChange};
 
 /// A volume.
 #[derive(Debug)]
@@ -300,5 +301,13 @@ impl BlockDevice for Volume {
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, DeviceError> {
         self.cell.extents(offset, length, limit)
+    }
+
+    fn chunk_in_file(&self, offset: u64) -> Result<Option<InFile>, DeviceError> {
+        self.cell.chunk_in_file(offset)
+    }
+
+    fn can_share(&self, file: &dyn File) -> Result<(), FreezeError> {
+        self.cell.can_share(file)
     }
 }

@@ -26,6 +26,8 @@ pub(super) struct State {
     /// What failed last as it was planned.
     pub(super) last_failure: Option<Operation>,
     pub(super) total_bytes: u64,
+    /// Files do not share their room.
+    pub(super) refuses_clones: bool,
     /// The states between changes, where they are kept.
     pub(super) moments: Option<Vec<State>>,
     names: Names,
@@ -60,6 +62,7 @@ impl State {
             faults: Vec::new(),
             last_failure: None,
             total_bytes: 1 << 40,
+            refuses_clones: false,
             moments: None,
             names: Names::default(),
             contents: BTreeMap::new(),
@@ -355,7 +358,10 @@ impl State {
 
     pub(super) fn write(&mut self, id: u64, parts: &[&[u8]], offset: u64) -> io::Result<()> {
         let outcome = self.begin(Operation::Write)?;
-        let bytes = parts.concat();
+        self.write_bytes(outcome, id, &parts.concat(), offset)
+    }
+
+    fn write_bytes(&mut self, outcome: Outcome, id: u64, bytes: &[u8], offset: u64) -> io::Result<()> {
         let length = bytes.len() as u64;
         let mut possible = self.content(id).cache().fitting(offset, length, 0);
         if possible < length {
@@ -419,5 +425,44 @@ impl State {
         let number = self.operations;
         self.content_mut(id).punch(number, offset, length);
         self.end(outcome)
+    }
+
+    /// A copy that is made as a write is, only that it is refused where files share nothing.
+    pub(super) fn clone_range(
+        &mut self,
+        id: u64,
+        offset: u64,
+        source: u64,
+        source_offset: u64,
+        length: u64,
+    ) -> io::Result<()> {
+        let outcome = self.begin(Operation::Clone)?;
+        self.require_clones()?;
+        let image = self.content(source).cache();
+        if source_offset.checked_add(length).is_none_or(|end| end > image.length()) {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let mut bytes = vec![0; as_index(length)];
+        image.read(source_offset, &mut bytes);
+        self.write_bytes(outcome, id, &bytes, offset)
+    }
+
+    /// A file without a name that has the content of another.
+    pub(super) fn freeze(&mut self, source: u64, directory: &Path) -> io::Result<u64> {
+        self.begin_whole(Operation::Clone)?;
+        self.require_clones()?;
+        self.names.directory(directory)?;
+        let content = Content::of(self.content(source).cache().clone());
+        if self.available_bytes() < content.allocated_bytes() {
+            return Err(Errno::NOSPC.into());
+        }
+        let id = self.make_id();
+        self.contents.insert(id, content);
+        *self.handles.entry(id).or_default() += 1;
+        Ok(id)
+    }
+
+    fn require_clones(&self) -> io::Result<()> {
+        if self.refuses_clones { Err(Errno::OPNOTSUPP.into()) } else { Ok(()) }
     }
 }

@@ -15,11 +15,11 @@ use format::Stored;
 use format::pack::{FOOTER_ENTRY_BYTES, FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordType};
 use types::Progress;
 
-use super::committer::{Core, append_claim, append_object};
+use super::committer::{Core, append_claim, append_object, append_shared};
 use super::condemned::Verdict;
 use super::disk::sync_directory;
 use super::index::{Entry, index_error};
-use super::pack::Pack;
+use super::pack::{Pack, apart};
 use super::scan::{Check, Found, key_of, scan};
 use super::survey::Share;
 use crate::mark::Marks;
@@ -170,7 +170,7 @@ impl Collection<'_> {
     fn copy_all(&mut self, pack: &Pack, records: &[FooterEntry]) -> Result<(), CollectError> {
         for record in records {
             match record.header.record {
-                RecordType::Object => self.copy(pack, record)?,
+                RecordType::Object | RecordType::Apart => self.copy(pack, record)?,
                 RecordType::Claim => self.copy_claim(pack.number, record)?,
                 RecordType::Footer | RecordType::Room => {}
             }
@@ -186,7 +186,7 @@ impl Collection<'_> {
     /// The objects of a pack that are live, but maybe not in all domains that they are present in, by place.
     fn doubtful(&self, number: u32, records: &[FooterEntry]) -> Result<HashMap<u32, Entry>, CollectError> {
         let mut doubtful = HashMap::new();
-        for record in records.iter().filter(|record| record.header.record == RecordType::Object) {
+        for record in records.iter().filter(|record| record.header.is_object()) {
             let Some(key) = key_of(&record.header) else { continue };
             let live = self.marks.find(&key).is_some() || self.pins.contains(&key);
             if live && (self.claimed.contains(&key) || !self.keeps(&key, Domain(record.header.domain))) {
@@ -202,7 +202,7 @@ impl Collection<'_> {
     fn judge(&self, records: &[FooterEntry], doubtful: &HashMap<u32, Entry>, victim: &mut Victim) -> Verdict {
         let mut dead = Vec::new();
         let mut reduced = HashMap::new();
-        for record in records.iter().filter(|record| record.header.record == RecordType::Object) {
+        for record in records.iter().filter(|record| record.header.is_object()) {
             let Some(key) = key_of(&record.header) else { continue };
             let pinned = self.pins.contains(&key);
             let Some(entry) = doubtful.get(&record.place) else {
@@ -230,8 +230,9 @@ impl Collection<'_> {
         let Some(key) = key_of(&record.header).filter(|_| !victim.is_dead(record.place)) else { return Ok(()) };
         let (number, place, header) = (victim.number, record.place, record.header);
         let (codec, stored_bytes, plain_bytes) = (header.codec, header.stored_bytes, header.plain_bytes);
+        let (content, domains) = (apart(&header), Vec::new());
         let stored = match pack
-            .read_object(&key, &Entry { pack: number, place, codec, stored_bytes, plain_bytes, domains: Vec::new() })
+            .read_object(&key, &Entry { pack: number, place, codec, stored_bytes, plain_bytes, content, domains })
         {
             Ok((stored, _)) => stored,
             Err(error @ StoreError::Damaged { .. }) => {
@@ -246,7 +247,7 @@ impl Collection<'_> {
             Err(error) => return Err(error.into()),
         };
         let length = RECORD_HEADER_BYTES as u64 + u64::from(stored_bytes);
-        if !self.core.relocate(&key, (number, place), &stored)? {
+        if !self.core.relocate(&key, (pack, place), &stored)? {
             victim.died.push(place);
         }
         self.step_bytes += length;
@@ -305,7 +306,7 @@ impl Collection<'_> {
                 End::Hollowed => {
                     let pack = core.packs.pack(victim.number)?;
                     let is_kept = |record: &FooterEntry| match record.header.record {
-                        RecordType::Object => !victim.is_dead(record.place),
+                        RecordType::Object | RecordType::Apart => !victim.is_dead(record.place),
                         _ => self.is_live(record),
                     };
                     if let Some(freed) = core.hollow(&pack, is_kept)? {
@@ -361,14 +362,24 @@ impl Victim {
 
 impl Core {
     /// Copies an object from a place that it still has, with the domains that it keeps, and says whether it keeps any.
-    fn relocate(&self, key: &Key, from: (u32, u32), stored: &Stored) -> Result<bool, StoreError> {
+    fn relocate(&self, key: &Key, (pack, place): (&Pack, u32), stored: &Stored) -> Result<bool, StoreError> {
         let asking = self.condemned.ask();
         let mut writer = self.lock_writer();
         self.require_running()?;
         let found = self.find_once(key).map_err(index_error(&self.directory.path))?;
+        let from = (pack.number, place);
         let Some(found) = found.filter(|entry| (entry.pack, entry.place) == from) else { return Ok(true) };
+        let content = found.content;
         let Some(kept) = asking.apply(found) else { return Ok(false) };
-        let entry = append_object(&mut writer, key, kept.domains[0], stored)?;
+        // What shares room goes on sharing it, where that can be.
+        let shared = match content {
+            Some(content) => append_shared(&mut writer, &[*key], kept.domains[0], &*pack.file, content.into())?,
+            None => None,
+        };
+        let entry = match shared.and_then(|mut entries| entries.pop()) {
+            Some(entry) => entry,
+            None => append_object(&mut writer, key, kept.domains[0], stored)?,
+        };
         for domain in &kept.domains[1..] {
             append_claim(&mut writer, key, *domain, &entry)?;
         }

@@ -3,12 +3,16 @@
 //! Locks are taken in this order: condemned packs, committer, writer, pending; the index slot last. Compression, hashing and reading of
 //! objects happen outside all of them.
 
+mod sharing;
+
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use bytes::Bytes;
 use format::Stored;
 use format::pack::{MAX_PACK_BYTES, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordType};
+
+pub(crate) use self::sharing::append_shared;
 
 use super::LocalOptions;
 use super::condemned::{Asking, Condemned};
@@ -392,7 +396,7 @@ pub(crate) fn append_object(
 ) -> Result<Entry, StoreError> {
     let stored_bytes = u32::try_from(stored.bytes.len()).expect("an object is at most 1 MiB");
     let (codec, plain_bytes) = (stored.codec, stored.plain_bytes);
-    let mut entry = Entry { pack: 0, place: 0, codec, stored_bytes, plain_bytes, domains: vec![domain] };
+    let mut entry = Entry { pack: 0, place: 0, codec, stored_bytes, plain_bytes, content: None, domains: vec![domain] };
     let object = header(RecordType::Object, key, domain, &entry);
     (entry.pack, entry.place) = writer.append(&object, &stored.bytes)?;
     Ok(entry)
@@ -414,6 +418,7 @@ fn header(record: RecordType, key: &Key, domain: Domain, entry: &Entry) -> Recor
         stored_bytes: entry.stored_bytes,
         plain_bytes: entry.plain_bytes,
         key_id: 0,
+        content: 0,
         hash: key.hash,
     }
 }

@@ -15,21 +15,25 @@ use format::pack::{
 
 use super::committer::Core;
 use super::disk::failed;
-use super::pack::Pack;
+use super::pack::{Pack, apart};
 use crate::StoreError;
 
 /// What file systems give back in one piece, in bytes.
 const BLOCK_BYTES: u64 = 4096;
 
-/// The range of a record with what follows it; `None` for one whose content may lie elsewhere.
+/// The range of a record with what follows it; `None` for one that no footer lists.
 fn range(record: &FooterEntry) -> Option<Range<u64>> {
     let begin = u64::from(record.place);
     match record.header.record {
-        RecordType::Object | RecordType::Claim => {
-            Some(begin..begin + RECORD_HEADER_BYTES as u64 + u64::from(record.header.stored_bytes))
-        }
+        RecordType::Object | RecordType::Claim | RecordType::Apart => Some(begin..record.header.end(begin)),
         RecordType::Footer | RecordType::Room => None,
     }
+}
+
+/// The range of a content that lies apart from its record.
+fn content(record: &FooterEntry) -> Option<Range<u64>> {
+    let begin = u64::from(apart(&record.header)?);
+    Some(begin..begin + u64::from(record.header.stored_bytes))
 }
 
 fn footer_bytes(records: usize) -> u64 {
@@ -67,6 +71,8 @@ impl Remainder {
         if kept {
             self.kept += 1;
             self.count(&range);
+            // It has its blocks for itself.
+            self.blocks += content(record).map_or(0, |content| (content.end - content.start).div_ceil(BLOCK_BYTES));
         }
     }
 
@@ -94,22 +100,80 @@ impl Remainder {
     }
 }
 
-/// The ranges up to `end` in which none of these records lies; `None` where they cannot be told.
-fn gaps(kept: &[FooterEntry], end: u64) -> Option<Vec<Range<u64>>> {
-    let mut gaps = Vec::new();
+/// A stretch of a pack in which no record lies, though contents of records behind it may.
+#[derive(Debug, PartialEq, Eq)]
+struct Gap {
+    range: Range<u64>,
+    contents: Vec<Range<u64>>,
+}
+
+/// The stretches up to `end` in which none of these records lies; `None` where they cannot be told.
+fn gaps(kept: &[FooterEntry], end: u64) -> Option<Vec<Gap>> {
+    let mut gaps: Vec<Gap> = Vec::new();
     let mut position = PACK_HEADER_BYTES as u64;
     for record in kept {
         let range = range(record).filter(|range| range.start >= position)?;
         if range.start > position {
-            gaps.push(position..range.start);
+            gaps.push(Gap { range: position..range.start, contents: Vec::new() });
         }
         position = range.end;
+        if let Some(content) = content(record) {
+            let holds = |gap: &&mut Gap| gap.range.start < content.start && content.end <= gap.range.end;
+            gaps.iter_mut().rev().find(holds)?.contents.push(content);
+        }
     }
     if position < end {
-        gaps.push(position..end);
+        gaps.push(Gap { range: position..end, contents: Vec::new() });
     }
     let header = RECORD_HEADER_BYTES as u64;
-    (position <= end && gaps.iter().all(|gap| gap.end - gap.start >= header)).then_some(gaps)
+    (position <= end && gaps.iter().all(|gap| gap.range.end - gap.range.start >= header)).then_some(gaps)
+}
+
+/// A room that is put in the place of what is dead.
+#[derive(Debug)]
+struct NewRoom {
+    place: u64,
+    header: RecordHeader,
+    /// The blocks in it that can be given back.
+    free: Vec<Range<u64>>,
+}
+
+/// The rooms that fill a gap; `None` where contents are in the way of their headers.
+fn rooms(gap: &Gap) -> Option<Vec<NewRoom>> {
+    let header = RECORD_HEADER_BYTES as u64;
+    let Range { start, end } = gap.range;
+    let first = gap.contents.iter().map(|content| content.start).min().unwrap_or(end);
+    // All contents lie in the last room, whose header is in front of them.
+    let last = first.checked_sub(header).filter(|last| *last >= start + header).unwrap_or(start);
+    let before = RecordHeader::rooms(start, last - start);
+    let rooms: Vec<_> = before.chain(RecordHeader::rooms(last, end - last)).collect();
+    let with_free = |(place, room): (u64, RecordHeader)| {
+        let blocks = without(place + header..room.end(place), &gap.contents);
+        let whole = |range: Range<u64>| {
+            let range = range.start.next_multiple_of(BLOCK_BYTES)..range.end / BLOCK_BYTES * BLOCK_BYTES;
+            (range.start < range.end).then_some(range)
+        };
+        NewRoom { place, header: room, free: blocks.into_iter().filter_map(whole).collect() }
+    };
+    let is_clear = |(place, _): &(u64, RecordHeader)| {
+        gap.contents.iter().all(|content| content.end <= *place || place + header <= content.start)
+    };
+    rooms.iter().all(is_clear).then(|| rooms.into_iter().map(with_free).collect())
+}
+
+/// What is left of a range without others.
+fn without(range: Range<u64>, others: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut others = others.to_vec();
+    others.sort_unstable_by_key(|other| other.start);
+    let mut left = Vec::new();
+    let mut position = range.start;
+    for other in others {
+        left.push(position..other.start.min(range.end));
+        position = position.max(other.end);
+    }
+    left.push(position..range.end);
+    left.retain(|range| range.start < range.end);
+    left
 }
 
 impl Core {
@@ -127,14 +191,15 @@ impl Core {
     ) -> Result<Option<u64>, StoreError> {
         let Some((mut entries, place)) = pack.footer()? else { return Ok(None) };
         entries.retain(is_kept);
-        let Some(gaps) = gaps(&entries, place) else { return Ok(None) };
+        let rooms = gaps(&entries, place).and_then(|gaps| gaps.iter().map(rooms).collect::<Option<Vec<_>>>());
+        let Some(rooms) = rooms else { return Ok(None) };
         // Who counts what the packs allocate counts it before or after.
         let mut sealed = self.sealed.lock().unwrap_or_else(PoisonError::into_inner);
         let allocated = || pack.file.allocated_bytes().map_err(failed("examine", &pack.path));
         let before = allocated()?;
         self.write_footer(pack, &entries, place)?;
-        for gap in gaps {
-            self.empty_gap(pack, gap)?;
+        for room in rooms.iter().flatten() {
+            self.make_room(pack, room)?;
         }
         self.sync_pack(pack)?;
         let freed = before.saturating_sub(allocated()?);
@@ -152,17 +217,12 @@ impl Core {
         self.sync_pack(pack)
     }
 
-    fn empty_gap(&self, pack: &Pack, gap: Range<u64>) -> Result<(), StoreError> {
-        for (place, room) in RecordHeader::rooms(gap.start, gap.end - gap.start) {
-            let header = room.encode(&pack.secret, place);
-            pack.file.write_all_at(&[&header], place).map_err(failed("write", &pack.path))?;
-            let content = place + RECORD_HEADER_BYTES as u64;
-            let begin = content.next_multiple_of(BLOCK_BYTES);
-            let end = (content + u64::from(room.stored_bytes)) / BLOCK_BYTES * BLOCK_BYTES;
-            if begin >= end || !self.can_hollow() {
-                continue;
-            }
-            match pack.file.punch(begin, end - begin) {
+    /// Puts a room in the place of what is dead, and gives back what is free in it.
+    fn make_room(&self, pack: &Pack, room: &NewRoom) -> Result<(), StoreError> {
+        let header = room.header.encode(&pack.secret, room.place);
+        pack.file.write_all_at(&[&header], room.place).map_err(failed("write", &pack.path))?;
+        for blocks in room.free.iter().filter(|_| self.can_hollow()) {
+            match pack.file.punch(blocks.start, blocks.end - blocks.start) {
                 Err(error) if error.kind() == std::io::ErrorKind::Unsupported => {
                     tracing::info!(pack = %pack.path.display(), "no holes can be punched here: packs are copied instead");
                     self.cannot_punch.store(true, Ordering::Release);
@@ -199,14 +259,23 @@ mod tests {
             stored_bytes,
             plain_bytes: stored_bytes,
             key_id: 0,
+            content: 0,
             hash: [0; 32],
         };
         FooterEntry { header, place }
     }
 
+    fn record_apart(place: u32, content: u32, stored_bytes: u32) -> FooterEntry {
+        let FooterEntry { header, .. } = object(place, stored_bytes);
+        FooterEntry { header: RecordHeader { record: RecordType::Apart, content, ..header }, place }
+    }
+
     #[test]
     fn gaps_are_what_no_record_has() {
         let whole = 64..1000;
+        let gaps = |kept: &[FooterEntry], end| {
+            gaps(kept, end).map(|gaps| gaps.into_iter().map(|gap| gap.range).collect::<Vec<_>>())
+        };
         assert_eq!(gaps(&[], 1000), Some(vec![whole]));
         assert_eq!(gaps(&[object(64, 936)], 1064), Some(vec![]));
         assert_eq!(gaps(&[object(164, 100), object(628, 308)], 1000), Some(vec![64..164, 328..628]));
@@ -232,5 +301,44 @@ mod tests {
         assert_eq!(left(&sparse), (false, Some(5 * block)));
         assert_eq!(left(&[(4096, 936, true)]), (true, Some(2 * block)));
         assert_eq!(left(&[(64, 936, true), (500, 10, true)]).1, None, "records that overlap are left alone");
+    }
+
+    #[test]
+    fn contents_apart_stay_where_they_are_and_the_blocks_around_them_go() {
+        // A room with four contents of two blocks each, and the second and the last are kept.
+        let block = BLOCK_BYTES;
+        let behind = 9 * 4096;
+        let kept = [record_apart(behind + 64, 3 * 4096, 8192), record_apart(behind + 192, 7 * 4096, 8192)];
+        let gaps = gaps(&kept, u64::from(behind) + 256).unwrap();
+        assert_eq!(gaps.len(), 2);
+        assert_eq!((gaps[0].contents.len(), gaps[1].contents.len()), (2, 0));
+        let found = rooms(&gaps[0]).unwrap();
+        let end = u64::from(behind) + 64;
+        // What lies before the contents, and a room whose header is in front of the first of them.
+        assert_eq!(found.iter().map(|room| room.place).collect::<Vec<_>>(), [64, 3 * block - 64]);
+        assert_eq!(found[0].header.end(64), 3 * block - 64);
+        assert_eq!(found[1].header.end(3 * block - 64), end);
+        assert_eq!(found[0].free, vec![block..2 * block]);
+        assert_eq!(found[1].free, vec![5 * block..7 * block]);
+        let mut remainder = Remainder::new();
+        let all = [1, 3, 5, 7].map(|first| first * 4096);
+        for (place, content) in (behind..).step_by(64).zip(all) {
+            remainder.add(&record_apart(place, content, 8192), content == 3 * 4096 || content == 7 * 4096);
+        }
+        assert_eq!(remainder.bytes(), Some(6 * block), "the pack's header, the records' block and four of contents");
+        let lost = [record_apart(behind, 4096, 8192), record_apart(behind + 64, 8192, behind - 8192 + 64)];
+        assert_eq!(super::gaps(&lost, u64::from(behind) + 128), None, "a content that lies in no gap");
+    }
+
+    #[test]
+    fn a_room_is_left_without_what_lies_in_it() {
+        let left = |range: Range<u64>, others: &[(u64, u64)]| {
+            let others: Vec<_> = others.iter().map(|(start, end)| *start..*end).collect();
+            without(range, &others).into_iter().map(|range| (range.start, range.end)).collect::<Vec<_>>()
+        };
+        assert_eq!(left(10..100, &[]), [(10, 100)]);
+        assert_eq!(left(10..100, &[(90, 120), (30, 40)]), [(10, 30), (40, 90)]);
+        assert_eq!(left(10..100, &[(0, 10), (30, 40), (40, 50), (90, 120)]), [(10, 30), (50, 90)]);
+        assert_eq!(left(30..40, &[(20, 50)]), []);
     }
 }

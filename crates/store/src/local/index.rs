@@ -16,6 +16,9 @@ use crate::{Domain, Domains, Key, StoreError};
 /// Why an engine failed.
 pub(crate) type IndexError = Box<dyn std::error::Error + Send + Sync>;
 
+/// Set beside the codec where a content does not follow its record.
+const APART: u8 = 0x80;
+
 /// Where an object lies, and in which domains it is present.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
@@ -25,6 +28,8 @@ pub(crate) struct Entry {
     pub(crate) codec: Codec,
     pub(crate) stored_bytes: u32,
     pub(crate) plain_bytes: u32,
+    /// Where its content lies, where that does not follow the record.
+    pub(crate) content: Option<u32>,
     /// At least one, each once.
     pub(crate) domains: Vec<Domain>,
 }
@@ -35,8 +40,8 @@ impl Entry {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![self.codec as u8];
-        for field in [self.pack, self.place, self.stored_bytes, self.plain_bytes] {
+        let mut bytes = vec![self.codec as u8 | if self.content.is_some() { APART } else { 0 }];
+        for field in [self.pack, self.place, self.stored_bytes, self.plain_bytes].into_iter().chain(self.content) {
             bytes.extend(field.to_le_bytes());
         }
         bytes.extend(self.domains.iter().flat_map(|domain| domain.0.to_le_bytes()));
@@ -48,11 +53,12 @@ impl Entry {
         let (fields, remainder) = rest.as_chunks::<4>();
         let mut fields = fields.iter().map(|field| u32::from_le_bytes(*field));
         let entry = Self {
-            codec: Codec::try_from(*codec).ok()?,
+            codec: Codec::try_from(*codec & !APART).ok()?,
             pack: fields.next()?,
             place: fields.next()?,
             stored_bytes: fields.next()?,
             plain_bytes: fields.next()?,
+            content: if *codec & APART == 0 { None } else { Some(fields.next()?) },
             domains: fields.map(Domain).collect(),
         };
         (remainder.is_empty() && !entry.domains.is_empty()).then_some(entry)
@@ -202,7 +208,7 @@ mod tests {
             [FjallIndex::open(directory.path()).unwrap(), Box::new(MemoryIndex::default())];
         let entry = |place| {
             let domains = vec![Domain::OWN];
-            Entry { pack: 1, place, codec: Codec::Plain, stored_bytes: 1, plain_bytes: 1, domains }
+            Entry { pack: 1, place, codec: Codec::Plain, stored_bytes: 1, plain_bytes: 1, content: None, domains }
         };
         let key = |place: u32| Key { kind: Kind::Chunk, hash: *blake3::hash(&place.to_le_bytes()).as_bytes() };
         let entries: BTreeMap<Key, Entry> = (0..100).map(|place| (key(place), entry(place))).collect();
@@ -236,8 +242,13 @@ mod tests {
             codec: Codec::Zstd,
             stored_bytes: 1000,
             plain_bytes: 65536,
+            content: None,
             domains: vec![Domain(0), Domain(9)],
         };
+        let apart = Entry { codec: Codec::Plain, content: Some(4096), domains: vec![Domain(4)], ..entry.clone() };
+        let bytes = apart.encode();
+        assert_eq!(Entry::decode(&bytes), Some(apart));
+        assert_eq!(Entry::decode(&bytes[..21]), None, "no domain");
         let bytes = entry.encode();
         assert_eq!(Entry::decode(&bytes), Some(entry));
         for length in [0, 1, 16, 17, 18, bytes.len() - 1] {

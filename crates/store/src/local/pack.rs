@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::Stored;
 use format::pack::{
-    FooterEntry, PACK_HEADER_BYTES, PackError, PackHeader, PackSecret, RECORD_HEADER_BYTES, RecordHeader, RecordType,
-    TRAILER_BYTES, decode_footer, decode_trailer,
+    FooterEntry, PACK_HEADER_BYTES, PACK_VERSION, PackError, PackHeader, PackSecret, RECORD_HEADER_BYTES, RecordHeader,
+    RecordType, TRAILER_BYTES, decode_footer, decode_trailer,
 };
 use medium::{File, Medium, Open};
 use quick_cache::sync::Cache;
@@ -32,6 +32,8 @@ pub(crate) struct Pack {
     pub(crate) path: PathBuf,
     pub(crate) file: Arc<dyn File>,
     pub(crate) secret: PackSecret,
+    /// What may be in it.
+    pub(crate) version: u32,
     /// The header could not be read, and the secret is the store's: read what can be read, append nothing.
     pub(crate) header_damaged: bool,
 }
@@ -54,13 +56,13 @@ pub(crate) fn list_packs(medium: &dyn Medium, directory: &Path) -> Result<Vec<u3
 impl Pack {
     /// Creates a pack with its header. The directory must be synchronised before its content counts.
     pub(crate) fn create(packs: &Packs, number: u32) -> Result<Arc<Self>, StoreError> {
-        let (path, secret) = (packs.path(number), packs.secret);
+        let (path, secret, version) = (packs.path(number), packs.secret, PACK_VERSION);
         let file = packs.medium.open(&path, Open::New).map_err(failed("create", &path))?;
-        if let Err(error) = file.write_all_at(&[&PackHeader { number, secret }.encode()], 0) {
+        if let Err(error) = file.write_all_at(&[&PackHeader { version, number, secret }.encode()], 0) {
             drop(packs.medium.remove(&path));
             return Err(failed("write", &path)(error));
         }
-        Ok(Arc::new(Self { number, path, file, secret, header_damaged: false }))
+        Ok(Arc::new(Self { number, path, file, secret, version, header_damaged: false }))
     }
 
     /// Opens a pack. Where its header is damaged, the store's secret stands in.
@@ -72,12 +74,12 @@ impl Pack {
         if let Some(error) = read.err().filter(|error| error.kind() != io::ErrorKind::UnexpectedEof) {
             return Err(failed("read", &path)(error));
         }
-        let (secret, header_damaged) = match PackHeader::decode(&header) {
-            Ok(header) if header.number == number => (header.secret, false),
+        let (secret, version, header_damaged) = match PackHeader::decode(&header) {
+            Ok(header) if header.number == number => (header.secret, header.version, false),
             Err(error @ PackError::Newer(_)) => return Err(StoreError::Newer { path, what: error.to_string() }),
-            Ok(_) | Err(_) => (packs.secret, true),
+            Ok(_) | Err(_) => (packs.secret, PACK_VERSION, true),
         };
-        Ok(Arc::new(Self { number, path, file, secret, header_damaged }))
+        Ok(Arc::new(Self { number, path, file, secret, version, header_damaged }))
     }
 
     /// Whether it was created when the power went, before even its header had reached the medium: nothing in it was
@@ -94,9 +96,14 @@ impl Pack {
     /// Reads bytes; `None` where the file ends before them.
     pub(crate) fn read(&self, place: u64, length: usize) -> Result<Option<Vec<u8>>, StoreError> {
         let mut bytes = vec![0; length];
-        match self.file.read_exact_at(&mut bytes, place) {
-            Ok(()) => Ok(Some(bytes)),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Ok(self.fill(place, &mut bytes)?.then_some(bytes))
+    }
+
+    /// Fills a buffer, and says whether it could: not where the file ends before.
+    fn fill(&self, place: u64, buffer: &mut [u8]) -> Result<bool, StoreError> {
+        match self.file.read_exact_at(buffer, place) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(failed("read", &self.path)(error)),
         }
     }
@@ -114,12 +121,25 @@ impl Pack {
             return Err(damaged());
         }
         let place = u64::from(entry.place);
-        let length = RECORD_HEADER_BYTES + entry.stored_bytes as usize;
-        let bytes = Bytes::from(self.read(place, length)?.ok_or_else(damaged)?);
+        let bytes = self.record(place, entry.content, entry.stored_bytes as usize)?.ok_or_else(damaged)?;
         let header = RecordHeader::decode(&bytes, &self.secret, place).map_err(|_| damaged())?;
         let content = bytes.slice(RECORD_HEADER_BYTES..);
+        if entry.content.is_some_and(|content| header.content_place(place) != content.into()) {
+            return Err(damaged());
+        }
         let (stored, plain) = checked_content(key, &header, content).ok_or_else(damaged)?;
         Ok((stored, plain))
+    }
+
+    /// Reads a record's header with its content behind it, wherever that lies; `None` where the file ends before.
+    pub(crate) fn record(&self, place: u64, content: Option<u32>, length: usize) -> Result<Option<Bytes>, StoreError> {
+        let Some(content) = content else {
+            return Ok(self.read(place, RECORD_HEADER_BYTES + length)?.map(Bytes::from));
+        };
+        let mut bytes = vec![0; RECORD_HEADER_BYTES + length];
+        let (header, rest) = bytes.split_at_mut(RECORD_HEADER_BYTES);
+        let whole = self.fill(place, header)? && self.fill(content.into(), rest)?;
+        Ok(whole.then(|| bytes.into()))
     }
 
     /// Reads the footer, and returns its entries and place; `None` where the pack is not full, or its footer is damaged.
@@ -138,9 +158,14 @@ impl Pack {
     }
 }
 
+/// Where a record's content lies, if it does not follow it.
+pub(crate) fn apart(header: &RecordHeader) -> Option<u32> {
+    (header.record == RecordType::Apart).then_some(header.content)
+}
+
 /// The stored and plain bytes of an object's record, if they are what its header and key say.
 pub(crate) fn checked_content(key: &Key, header: &RecordHeader, content: Bytes) -> Option<(Stored, Bytes)> {
-    if header.record != RecordType::Object || header.kind != key.kind as u8 || header.hash != key.hash {
+    if !header.is_object() || header.kind != key.kind as u8 || header.hash != key.hash {
         return None;
     }
     if content.len() != header.stored_bytes as usize {

@@ -10,13 +10,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use format::pack::{FooterEntry, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, RecordType};
+use format::pack::{FooterEntry, PACK_HEADER_BYTES, RecordHeader, RecordType};
 
 use super::disk::{failed, sync_directory};
 use super::fjall_index::FjallIndex;
 use super::index::{Checkpoint, Entry, Index, IndexError, State, Totals, index_error, is_passing};
 use super::memory_index::MemoryIndex;
-use super::pack::{Pack, Packs, list_packs};
+use super::pack::{Pack, Packs, apart, list_packs};
 use super::scan::{Check, Found, key_of, scan};
 use super::writer::{Dirty, OpenPack};
 use crate::{Domain, Key, StoreError};
@@ -289,10 +289,11 @@ impl Replay<'_> {
         }
         let entry = match (header.record, known) {
             (RecordType::Claim, Some(known)) => Some(Entry { domains, ..known }),
-            (RecordType::Object, known) => {
+            (RecordType::Object | RecordType::Apart, known) => {
                 // Of two copies the later one counts: the earlier one was damaged when it was written.
                 let (stored_bytes, plain_bytes) = (header.stored_bytes, header.plain_bytes);
-                let entry = Entry { pack: number, place: at, codec: header.codec, stored_bytes, plain_bytes, domains };
+                let (codec, content) = (header.codec, apart(header));
+                let entry = Entry { pack: number, place: at, codec, stored_bytes, plain_bytes, content, domains };
                 known.iter().for_each(|known| self.state.totals.subtract(known));
                 self.state.totals.add(&entry);
                 Some(entry)
@@ -301,7 +302,7 @@ impl Replay<'_> {
             (RecordType::Claim, None) | (RecordType::Footer | RecordType::Room, _) => None,
         };
         self.batch.extend(entry.map(|entry| (key, entry)));
-        self.state.checkpoint.end = place + RECORD_HEADER_BYTES as u64 + u64::from(header.stored_bytes);
+        self.state.checkpoint.end = header.end(place);
         self.state.checkpoint.records += 1;
         self.report.records += 1;
         if self.batch.len() >= BATCH_ENTRIES { self.flush() } else { Ok(()) }

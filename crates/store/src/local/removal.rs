@@ -7,7 +7,7 @@
 use std::sync::MutexGuard;
 use std::sync::atomic::Ordering;
 
-use format::pack::{FooterEntry, RecordType};
+use format::pack::FooterEntry;
 
 use super::collection::{Victim, records};
 use super::committer::{Committed, Core};
@@ -35,8 +35,7 @@ impl Core {
         for victim in victims.iter().filter(|victim| victim.dead_objects() > 0) {
             let pack = self.packs.pack(victim.number)?;
             let records = records(&pack, pack.length()?)?.unwrap_or_default();
-            let is_dead =
-                |record: &&FooterEntry| record.header.record == RecordType::Object && victim.is_dead(record.place);
+            let is_dead = |record: &&FooterEntry| record.header.is_object() && victim.is_dead(record.place);
             let dead: Vec<(Key, u32)> = records
                 .iter()
                 .filter(is_dead)

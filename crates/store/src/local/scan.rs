@@ -2,7 +2,8 @@
 //!
 //! Invariant: whatever the bytes are, every intact record is found: where one is damaged, the next is looked for, by
 //! its length, else by searching. What follows the last intact record is the torn tail of a write that was never
-//! committed.
+//! committed. A room is passed over by its length, or searched where its header is damaged: what lies in it is some
+//! guest's, and cannot be taken for a record.
 
 use std::ops::Range;
 
@@ -75,9 +76,9 @@ pub(crate) fn scan(
             place = next;
             continue;
         };
-        let next = place + RECORD_HEADER_BYTES as u64 + u64::from(header.stored_bytes);
+        let next = header.end(place);
         if header.record == RecordType::Room && next <= length {
-            // Nothing counts there.
+            // Only the records of what lies in it count: behind the last of them nothing was committed.
             place = next;
             continue;
         }
@@ -117,7 +118,7 @@ fn is_intact(pack: &Pack, header: &RecordHeader, place: u64, check: Check) -> Re
     if header.stored_bytes as usize > key.kind.max_plain_bytes() {
         return Ok(false);
     }
-    let content = pack.read(place + RECORD_HEADER_BYTES as u64, header.stored_bytes as usize)?;
+    let content = pack.read(header.content_place(place), header.stored_bytes as usize)?;
     Ok(content.is_some_and(|content| checked_content(&key, header, Bytes::from(content)).is_some()))
 }
 

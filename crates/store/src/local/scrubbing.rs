@@ -6,14 +6,14 @@
 
 use std::path::Path;
 
-use format::pack::{FooterEntry, RECORD_HEADER_BYTES, RecordHeader, RecordType};
+use format::pack::{FooterEntry, RECORD_HEADER_BYTES, RecordHeader};
 use types::Progress;
 
 use super::collection::{Pace, records};
 use super::committer::Core;
 use super::disk::{create_directory, failed};
 use super::index::Entry;
-use super::pack::{Pack, checked_content, list_packs};
+use super::pack::{Pack, apart, checked_content, list_packs};
 use super::scan::key_of;
 use crate::{Key, Kind, ScrubError, ScrubOptions, ScrubReport, Scrubbed, StoreError};
 
@@ -125,8 +125,8 @@ impl Core {
         let keep = |directory: &Path| -> Result<(), StoreError> {
             create_directory(&*self.packs.medium, directory)?;
             let there = self.packs.medium.list(directory).map_err(failed("list", directory))?;
-            let length = RECORD_HEADER_BYTES + entry.stored_bytes as usize;
-            if let Some(bytes) = pack.read(entry.place.into(), length)?.filter(|_| there.len() < MOST_ASIDE) {
+            let bytes = pack.record(entry.place.into(), entry.content, entry.stored_bytes as usize)?;
+            if let Some(bytes) = bytes.filter(|_| there.len() < MOST_ASIDE) {
                 let path = directory.join(&name);
                 self.packs.medium.replace(&path, &bytes).map_err(failed("write", &path))?;
             }
@@ -162,13 +162,12 @@ fn check(pack: &Pack, all: &[FooterEntry]) -> Result<(Vec<Suspect>, u64), StoreE
 fn check_some(pack: &Pack, records: &[FooterEntry]) -> Result<(Vec<Suspect>, u64), StoreError> {
     let mut suspects = Vec::new();
     let mut read = 0;
-    for record in records.iter().filter(|record| record.header.record == RecordType::Object) {
+    for record in records.iter().filter(|record| record.header.is_object()) {
         let Some(key) = key_of(&record.header) else { continue };
-        let length = RECORD_HEADER_BYTES + record.header.stored_bytes as usize;
-        read += length as u64;
-        let sound = match pack.read(record.place.into(), length) {
+        let length = record.header.stored_bytes as usize;
+        read += (RECORD_HEADER_BYTES + length) as u64;
+        let sound = match pack.record(record.place.into(), apart(&record.header), length) {
             Ok(Some(bytes)) => {
-                let bytes = bytes::Bytes::from(bytes);
                 let header = RecordHeader::decode(&bytes, &pack.secret, record.place.into());
                 let content = bytes.slice(RECORD_HEADER_BYTES..);
                 header.is_ok_and(|header| checked_content(&key, &header, content).is_some())

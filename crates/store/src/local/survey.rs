@@ -1,6 +1,6 @@
 //! Surveys the packs: how much of each is live, and what is to be done about it.
 
-use format::pack::{FooterEntry, RECORD_HEADER_BYTES, RecordType};
+use format::pack::{FooterEntry, RECORD_HEADER_BYTES};
 
 use super::collection::{Collection, listing};
 use super::disk::failed;
@@ -95,7 +95,7 @@ impl Collection<'_> {
                 remainder.add(record, true);
                 continue;
             };
-            let is_object = record.header.record == RecordType::Object;
+            let is_object = record.header.is_object();
             let length = RECORD_HEADER_BYTES as u64 + if is_object { u64::from(record.header.stored_bytes) } else { 0 };
             let marked = self.marks.find(&key);
             let live = match marked {

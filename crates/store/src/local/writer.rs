@@ -7,9 +7,10 @@
 use std::sync::Arc;
 
 use format::pack::{
-    FOOTER_ENTRY_BYTES, FooterEntry, MAX_STORED_BYTES, PACK_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader,
-    encode_footer,
+    APART_VERSION, FOOTER_ENTRY_BYTES, FooterEntry, MAX_STORED_BYTES, PACK_HEADER_BYTES, RECORD_HEADER_BYTES,
+    ROOM_ALIGNMENT, RecordHeader, RecordType, encode_footer,
 };
+use medium::{File, cannot_share};
 
 use super::disk::{available_bytes, failed};
 use super::index::Checkpoint;
@@ -33,6 +34,13 @@ pub(crate) struct OpenPack {
     pub(crate) records: u64,
     /// Whether it was found at opening: only what lies behind the index's checkpoint was looked at then.
     pub(crate) found: bool,
+}
+
+/// Where a record and its content lie, apart from each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shared {
+    pub(crate) place: u32,
+    pub(crate) content: u32,
 }
 
 /// A pack that was written to.
@@ -111,8 +119,69 @@ impl Writer {
     pub(crate) fn append(&mut self, header: &RecordHeader, content: &[u8]) -> Result<(u32, u32), StoreError> {
         let length = (RECORD_HEADER_BYTES + content.len()) as u64;
         self.require_room(length)?;
+        let open = self.pack_for(length, 1, 1)?;
+        let place = u32::try_from(open.end).expect("packs are full long before 4 GiB");
+        let (pack, end) = (open.pack.clone(), open.end);
+        self.buffer.clear();
+        self.buffer.extend(header.encode(&pack.secret, end));
+        self.buffer.extend(content);
+        write_or_cut(&pack, &self.buffer, end)?;
+        self.advance(&pack, end + length, 1);
+        self.room_bytes = self.room_bytes.saturating_sub(length);
+        Ok((pack.number, place))
+    }
+
+    /// Has a room share contents that lie one behind the other in a file, appends their records behind it, and returns
+    /// the pack and the places of record and content; `None` where the file system does not share them.
+    pub(crate) fn append_shared(
+        &mut self,
+        headers: &[RecordHeader],
+        source: &dyn File,
+        offset: u64,
+    ) -> Result<Option<(u32, Vec<Shared>)>, StoreError> {
+        let content_bytes: u64 = headers.iter().map(|header| u64::from(header.stored_bytes)).sum();
+        let records = headers.len() as u64;
+        let written = ROOM_ALIGNMENT + (records + 1) * RECORD_HEADER_BYTES as u64;
+        // What is shared takes no room, but what describes it does.
+        self.require_room(written)?;
+        let open = self.pack_for(written + content_bytes, records, APART_VERSION)?;
+        let (pack, begin) = (open.pack.clone(), open.end);
+        let Some(room) = RecordHeader::room_for(begin, content_bytes) else { return Ok(None) };
+        let behind = room.end(begin);
+        let mut shared = Vec::with_capacity(headers.len());
+        self.buffer.clear();
+        let (mut place, mut content) = (behind, behind - content_bytes);
+        for header in headers {
+            let at = |place| u32::try_from(place).expect("packs are full long before 4 GiB");
+            shared.push(Shared { place: at(place), content: at(content) });
+            let header = RecordHeader { record: RecordType::Apart, content: at(content), ..*header };
+            self.buffer.extend(header.encode(&pack.secret, place));
+            place += RECORD_HEADER_BYTES as u64;
+            content += u64::from(header.stored_bytes);
+        }
+        let cloned = pack
+            .file
+            .write_all_at(&[&room.encode(&pack.secret, begin)], begin)
+            .and_then(|()| pack.file.clone_range(behind - content_bytes, source, offset, content_bytes));
+        if let Err(error) = cloned {
+            // As in `write_or_cut`.
+            let _ = pack.file.set_length(begin);
+            return if cannot_share(&error) { Ok(None) } else { Err(failed("share room with", &pack.path)(error)) };
+        }
+        if let Err(error) = write_or_cut(&pack, &self.buffer, behind) {
+            let _ = pack.file.set_length(begin);
+            return Err(error);
+        }
+        self.advance(&pack, place, records);
+        self.room_bytes = self.room_bytes.saturating_sub(written);
+        Ok(Some((pack.number, shared)))
+    }
+
+    /// The pack to append to, with room for so many bytes and records of a version.
+    fn pack_for(&mut self, length: u64, records: u64, version: u32) -> Result<&mut OpenPack, StoreError> {
         let is_full = |open: &mut OpenPack| {
-            open.records > 0 && (open.end + length > self.pack_bytes || open.records >= MAX_RECORDS)
+            let full = open.end + length > self.pack_bytes || open.records + records > MAX_RECORDS;
+            (open.records > 0 && full) || open.pack.version < version
         };
         if let Some(full) = self.open.take_if(is_full) {
             self.mark_dirty(&full.pack, Some(full.end), full.found);
@@ -121,19 +190,17 @@ impl Writer {
             self.begin_pack()?;
         }
         let Some(open) = &mut self.open else { unreachable!("a pack has just been opened") };
-        let place = u32::try_from(open.end).expect("packs are full long before 4 GiB");
-        self.buffer.clear();
-        self.buffer.extend(header.encode(&open.pack.secret, open.end));
-        self.buffer.extend(content);
-        write_or_cut(&open.pack, &self.buffer, open.end)?;
-        open.end += length;
-        open.records += 1;
-        self.position = Checkpoint { pack: open.pack.number, end: open.end, records: open.records };
-        self.sequence += 1;
-        self.room_bytes = self.room_bytes.saturating_sub(length);
-        let pack = open.pack.clone();
-        self.mark_dirty(&pack, None, false);
-        Ok((pack.number, place))
+        Ok(open)
+    }
+
+    /// Counts what was appended to the open pack.
+    fn advance(&mut self, pack: &Arc<Pack>, end: u64, records: u64) {
+        let Some(open) = &mut self.open else { unreachable!("a pack is open") };
+        open.end = end;
+        open.records += records;
+        self.position = Checkpoint { pack: pack.number, end, records: open.records };
+        self.sequence += records;
+        self.mark_dirty(pack, None, false);
     }
 
     /// Begins another pack, so that the one there is grows no more.

@@ -10,7 +10,8 @@ mod pair;
 use std::path::PathBuf;
 
 use xtask::images::{self, Kernel};
-use xtask::setup;
+use xtask::mounted::{self, FileSystem};
+use xtask::setup::{self, MKFS_EXT4};
 use xtask::tally::SKIP_MARK;
 use xtask::workspace;
 
@@ -35,6 +36,19 @@ pub fn guest_or_skip() -> Option<Kernel> {
 pub fn debian_or_skip() -> Option<PathBuf> {
     let directory = image_directory();
     can_run(images::disk(&directory, "v1").exists(), "the Debian disk").then_some(directory)
+}
+
+/// Whether such a file system can be mounted and what is shared in it can be told; says what is missing where it cannot.
+#[must_use]
+pub fn can_mount_or_skip(kind: FileSystem) -> bool {
+    // filefrag, which tells what is shared, comes with mkfs.ext4.
+    let absent = setup::missing(&[MKFS_EXT4]);
+    let described = (!absent.is_empty()).then(|| format!("missing: {}", setup::describe(&absent)));
+    let missing = mounted::missing(kind).or(described);
+    if let Some(missing) = &missing {
+        println!("{SKIP_MARK}{missing}");
+    }
+    missing.is_none()
 }
 
 fn image_directory() -> PathBuf {

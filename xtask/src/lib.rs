@@ -10,6 +10,7 @@ pub mod interrupt;
 pub mod judges;
 pub mod junit;
 pub mod licences;
+pub mod mounted;
 pub mod process;
 pub mod qemu;
 pub mod runner;

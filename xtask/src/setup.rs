@@ -38,6 +38,8 @@ pub const MMDEBSTRAP: Tool = tool("mmdebstrap", "mmdebstrap", "the Debian disk i
 pub const MKFS_EXT4: Tool = tool("mkfs.ext4", "e2fsprogs", "the disk images and the small guest");
 /// Makes XFS file systems.
 pub const MKFS_XFS: Tool = tool("mkfs.xfs", "xfsprogs", "a store on another file system");
+/// Makes btrfs file systems.
+pub const MKFS_BTRFS: Tool = tool("mkfs.btrfs", "btrfs-progs", "a store that shares room with files");
 /// The one program of the small guest.
 pub const BUSYBOX: Tool = tool("/usr/share/doc/busybox-static", "busybox-static", "the small guest");
 /// Packs the small guest.
@@ -65,12 +67,13 @@ pub const CERTTOOL: Tool = tool("certtool", "gnutls-bin", "judging the NBD expor
 pub const SOCKET_ACTIVATE: Tool = tool("systemd-socket-activate", "systemd", "judging socket activation");
 
 /// Everything that any command wants.
-pub const ALL: [Tool; 17] = [
+pub const ALL: [Tool; 18] = [
     QEMU,
     QEMU_IMG,
     MMDEBSTRAP,
     MKFS_EXT4,
     MKFS_XFS,
+    MKFS_BTRFS,
     BUSYBOX,
     CPIO,
     MODPROBE,

@@ -3,11 +3,13 @@
 use std::fmt::Debug;
 use std::io;
 
+use store::FrozenFile;
 use types::MAX_DISK_BYTES;
 
 use crate::detect::DetectError;
 use crate::nbd::NbdError;
 use crate::qemu::QemuError;
+use crate::reflink::ReflinkError;
 
 /// A foreign disk could not be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +57,9 @@ pub enum CaptureError {
     /// qemu failed, or the image is one that must not be opened.
     #[error(transparent)]
     Qemu(#[from] QemuError),
+    /// Room was to be shared with it, and cannot be.
+    #[error(transparent)]
+    Reflink(#[from] ReflinkError),
 }
 
 impl CaptureError {
@@ -94,6 +99,12 @@ pub trait ForeignDisk: Send + Sync + Debug {
     /// How many reads it can answer at the same time to advantage.
     fn parallel_reads(&self) -> usize {
         1
+    }
+
+    /// The file that is this disk, byte for byte, frozen so that a store can share its room, and its length in bytes: that
+    /// of the disk, or less than a sector shorter.
+    fn frozen(&self) -> Option<(&FrozenFile, u64)> {
+        None
     }
 }
 

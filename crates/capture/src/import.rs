@@ -46,8 +46,10 @@ pub struct Imported {
     pub chunks: u64,
     /// Those that the store did not have.
     pub new_chunks: u64,
-    /// What they and new tree nodes take, as stored, in bytes.
+    /// What they and new tree nodes take, as stored, in bytes; what is shared is not counted.
     pub new_bytes_stored: u64,
+    /// How much room is shared with the file that was imported, in bytes.
+    pub shared_bytes: u64,
 }
 
 /// Imports a disk into a store's domain, and commits.
@@ -82,6 +84,7 @@ pub fn import(
         chunks: count(&ingest.counts.chunks),
         new_chunks: count(&ingest.counts.new_chunks),
         new_bytes_stored: count(&ingest.counts.new_bytes),
+        shared_bytes: count(&ingest.counts.shared_bytes),
     })
 }
 
@@ -90,6 +93,7 @@ struct Counts {
     chunks: AtomicU64,
     new_chunks: AtomicU64,
     new_bytes: AtomicU64,
+    shared_bytes: AtomicU64,
 }
 
 struct Ingest<'i> {
@@ -134,23 +138,49 @@ impl Ingest<'_> {
             buffer[length..].fill(0);
             self.disk.read_at(piece.offset, &mut buffer[..length])?;
             let first = piece.offset / CHUNK_BYTES as u64;
-            let mut chunks = Vec::with_capacity(buffer.len() / CHUNK_BYTES);
-            let mut moved = 0;
-            for (index, plain) in (first..).zip(buffer.chunks_exact(CHUNK_BYTES)) {
-                if format::is_zero(plain) {
-                    continue;
-                }
-                let id = format::chunk_id(plain);
-                if let Some(stored_bytes) = self.store_new(&id.into(), plain)? {
+            let data = |(_, plain): &(u64, &[u8])| !format::is_zero(plain);
+            let chunks: Vec<(u64, ChunkId)> = (first..)
+                .zip(buffer.chunks_exact(CHUNK_BYTES))
+                .filter(data)
+                .map(|(index, plain)| (index, format::chunk_id(plain)))
+                .collect();
+            let shared = self.share_new(&chunks)?;
+            let mut moved = shared;
+            for (index, id) in &chunks {
+                let at = usize::try_from(index - first).expect("a piece is short") * CHUNK_BYTES;
+                // What was shared is known by now.
+                if let Some(stored_bytes) = self.store_new(&(*id).into(), &buffer[at..at + CHUNK_BYTES])? {
                     self.counts.new_chunks.fetch_add(1, Ordering::Relaxed);
                     moved += stored_bytes;
                 }
-                chunks.push((index, id));
             }
             self.counts.chunks.fetch_add(chunks.len() as u64, Ordering::Relaxed);
             self.progress.advance(piece.length, moved);
             Ok(chunks)
         })
+    }
+
+    /// Has the store share what it does not have yet, as far as it can, and returns how much that is, in bytes.
+    fn share_new(&self, chunks: &[(u64, ChunkId)]) -> Result<u64, StoreError> {
+        let Some((frozen, file_bytes)) = self.disk.frozen() else { return Ok(0) };
+        // The disk's last chunk may reach beyond the file's end.
+        let whole = file_bytes / CHUNK_BYTES as u64;
+        let mut new = Vec::new();
+        for (index, id) in chunks.iter().filter(|(index, _)| *index < whole) {
+            if !self.store.contains(&(*id).into(), &self.domains)? {
+                new.push((*index, *id));
+            }
+        }
+        let mut shared_chunks = 0;
+        for run in new.chunk_by(|(one, _), (next, _)| one + 1 == *next) {
+            let ids: Vec<ChunkId> = run.iter().map(|(_, id)| *id).collect();
+            let puts = self.store.share(self.domain, &ids, frozen, run[0].0 * CHUNK_BYTES as u64)?;
+            shared_chunks += puts.iter().filter(|put| put.new).count() as u64;
+        }
+        let shared = shared_chunks * CHUNK_BYTES as u64;
+        self.counts.new_chunks.fetch_add(shared_chunks, Ordering::Relaxed);
+        self.counts.shared_bytes.fetch_add(shared, Ordering::Relaxed);
+        Ok(shared)
     }
 
     /// Stores what the domain has not yet; the bytes that it took where no domain had it.
@@ -176,7 +206,8 @@ impl Ingest<'_> {
         let mut committed = 0;
         let chunks = results.map_while(|result| match result {
             Ok(chunks) => {
-                let stored = self.counts.new_bytes.load(Ordering::Relaxed);
+                let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+                let stored = count(&self.counts.new_bytes) + count(&self.counts.shared_bytes);
                 // Where a commit is still going on, the next piece asks again.
                 if stored - committed >= COMMIT_BYTES && due.try_send(()).is_ok() {
                     committed = stored;

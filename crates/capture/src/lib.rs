@@ -13,6 +13,7 @@ pub mod materialize;
 pub mod nbd;
 pub mod qemu;
 pub mod raw;
+pub mod reflink;
 
 mod pieces;
 
@@ -23,6 +24,7 @@ pub use materialize::{MaterializeError, Materialized, PendingFile, Target, mater
 pub use nbd::{NbdDisk, NbdError, NbdOptions, NbdUri};
 pub use qemu::{QemuError, QemuImage, QemuOptions};
 pub use raw::RawDisk;
+pub use reflink::{Reflink, ReflinkError, open_to_share};
 
 /// Opens a file as the foreign disk that it is: as it stands where it is raw, through qemu where it is an image.
 ///

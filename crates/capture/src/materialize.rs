@@ -2,12 +2,15 @@
 //!
 //! Zeroes are left out where the target is new, and made by the target where it is not. What is not here is waited for.
 //! A target named by path appears complete and durable under its name, or not at all; devices and NBD exports are
-//! overwritten in place, and a run that ends early leaves them partly written.
+//! overwritten in place, and a run that ends early leaves them partly written. A raw file shares the room of those chunks
+//! that lie in the store as they are, where the file system can.
 
 mod file;
+mod in_file;
 mod sink;
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,6 +25,7 @@ use crate::foreign::CaptureError;
 use crate::nbd::{NbdDisk, NbdError, NbdOptions, NbdUri};
 use crate::pieces::{self, Feed, Piece, Planner};
 use crate::qemu::QemuError;
+use crate::reflink::{Reflink, ReflinkError};
 
 pub use file::PendingFile;
 use sink::Sink;
@@ -40,6 +44,8 @@ pub enum Target {
         compress: bool,
         /// Whether an existing file is replaced.
         force: bool,
+        /// Whether a raw file shares room with the store.
+        reflink: Reflink,
     },
     /// An open file for reading and writing: an empty regular one, or a block device, which takes only raw.
     File {
@@ -49,6 +55,8 @@ pub enum Target {
         format: Format,
         /// As in [`Target::Path`].
         compress: bool,
+        /// As in [`Target::Path`].
+        reflink: Reflink,
     },
     /// An export of an NBD server.
     Nbd {
@@ -124,6 +132,9 @@ pub enum MaterializeError {
     /// qemu failed.
     #[error(transparent)]
     Qemu(#[from] QemuError),
+    /// Room was to be shared with the target, and cannot be.
+    #[error(transparent)]
+    Reflink(#[from] ReflinkError),
 }
 
 impl From<CaptureError> for MaterializeError {
@@ -154,6 +165,24 @@ pub struct Materialized {
     pub size_bytes: u64,
     /// How much of it had to be written, in bytes.
     pub written_bytes: u64,
+    /// How much of it shares the room of the store, in bytes.
+    pub shared_bytes: u64,
+}
+
+/// What became of a part of a disk, in bytes; the rest are zeroes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Copied {
+    written_bytes: u64,
+    shared_bytes: u64,
+}
+
+impl std::iter::Sum for Copied {
+    fn sum<I: Iterator<Item = Self>>(parts: I) -> Self {
+        parts.fold(Self::default(), |sum, part| Self {
+            written_bytes: sum.written_bytes + part.written_bytes,
+            shared_bytes: sum.shared_bytes + part.shared_bytes,
+        })
+    }
 }
 
 /// How many pieces are read and written at the same time: those that are fetched wait for the network.
@@ -179,16 +208,16 @@ pub fn materialize(
 ) -> Result<Materialized, MaterializeError> {
     let copy = Copy::new(device.as_ref(), runtime, progress);
     match target {
-        Target::Path { path, format, compress, force } => {
+        Target::Path { path, format, compress, force, reflink } => {
             if let Some(device) = file::open_device(&path)? {
-                return copy.to_file(device, format, compress);
+                return copy.to_file(device, format, compress, reflink);
             }
             let pending = PendingFile::create(&path, force)?;
-            let done = copy.to_file(pending.file()?, format, compress)?;
+            let done = copy.to_file(pending.file()?, format, compress, reflink)?;
             pending.commit()?;
             Ok(done)
         }
-        Target::File { file, format, compress } => copy.to_file(file, format, compress),
+        Target::File { file, format, compress, reflink } => copy.to_file(file, format, compress, reflink),
         Target::Nbd { uri } => {
             let disk = NbdDisk::connect(&uri, &NbdOptions::default()).map_err(CaptureError::from)?;
             copy.check_size(disk.export_bytes())?;
@@ -223,12 +252,13 @@ impl<'c> Copy<'c> {
         self.progress.set_total_bytes(size_bytes);
         let plan = |feed: Feed<'_>| self.plan(feed).map_err(|error| self.fail(error));
         let work = |piece: Piece| self.piece(sink, piece).map_err(|error| self.fail(error));
-        let sum =
-            pieces::in_order(pieces::threads(THREADS), plan, work, |results| results.sum::<Result<u64, Cancelled>>());
+        let sum = pieces::in_order(pieces::threads(THREADS), plan, work, |results| {
+            results.sum::<Result<Copied, Cancelled>>()
+        });
         let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let written_bytes = failure.map_or(sum.map_err(MaterializeError::from), Err)?;
+        let copied = failure.map_or(sum.map_err(MaterializeError::from), Err)?;
         sink.flush()?;
-        Ok(Materialized { size_bytes, written_bytes })
+        Ok(Materialized { size_bytes, written_bytes: copied.written_bytes, shared_bytes: copied.shared_bytes })
     }
 
     /// Remembers the first failure, and stops everything else.
@@ -266,22 +296,43 @@ impl<'c> Copy<'c> {
         Ok(())
     }
 
-    /// Copies one piece, and returns how many bytes were written.
-    fn piece(&self, sink: &dyn Sink, piece: Piece) -> Result<u64, MaterializeError> {
+    /// Copies one piece.
+    fn piece(&self, sink: &dyn Sink, piece: Piece) -> Result<Copied, MaterializeError> {
         self.check()?;
+        let mut copied = Copied::default();
         if piece.zero {
             sink.zero(piece.offset, piece.length)?;
-            self.progress.advance(piece.length, 0);
+        } else {
+            let end = piece.offset + piece.length;
+            let mut rest = piece.offset;
+            if let Some(target) = sink.sharing() {
+                for run in in_file::runs(self.device, rest..end)? {
+                    if run.share(target)? {
+                        copied.written_bytes += self.copy(sink, rest..run.range.start)?;
+                        copied.shared_bytes += run.range.end - run.range.start;
+                        rest = run.range.end;
+                    }
+                }
+            }
+            copied.written_bytes += self.copy(sink, rest..end)?;
+        }
+        self.progress.advance(piece.length, copied.written_bytes + copied.shared_bytes);
+        Ok(copied)
+    }
+
+    /// Reads and writes a short range, and returns how many bytes were written.
+    fn copy(&self, sink: &dyn Sink, range: Range<u64>) -> Result<u64, MaterializeError> {
+        let length = usize::try_from(range.end - range.start).expect("a piece of data is short");
+        if length == 0 {
             return Ok(0);
         }
-        let length = usize::try_from(piece.length).expect("a piece of data is short");
         let mut buffer = vec![0; length];
         let mut written = 0;
-        if let Readiness::Wait = self.device.try_read(piece.offset, &mut buffer)? {
-            buffer.copy_from_slice(&self.wait_for(piece.offset, length)?);
+        if let Readiness::Wait = self.device.try_read(range.start, &mut buffer)? {
+            buffer.copy_from_slice(&self.wait_for(range.start, length)?);
         }
         for (start, run, zero) in runs(&buffer, sink.grain()) {
-            let offset = piece.offset + start as u64;
+            let offset = range.start + start as u64;
             if zero {
                 sink.zero(offset, run.len() as u64)?;
             } else {
@@ -289,7 +340,6 @@ impl<'c> Copy<'c> {
                 written += run.len() as u64;
             }
         }
-        self.progress.advance(piece.length, written);
         Ok(written)
     }
 

@@ -1,14 +1,15 @@
 //! A raw disk: a regular file or a block device, byte for byte.
 //!
 //! Holes of a sparse file are found by `SEEK_DATA` and `SEEK_HOLE` (lseek(2)) and never read. A file whose length is
-//! not a multiple of 512 is padded with zeroes to one. The file must not change while it is read: what shrinks is
-//! noticed, what is overwritten is not.
+//! not a multiple of 512 is padded with zeroes to one. A file that is not frozen must not change while it is read: what
+//! shrinks is noticed, what is overwritten is not.
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use rustix::fs::{Advice, SeekFrom, fadvise, seek};
 use rustix::io::Errno;
+use store::FrozenFile;
 
 use crate::foreign::{CaptureError, ForeignDisk, ForeignExtent, check_range, push_extent, whole_sectors};
 
@@ -23,6 +24,8 @@ pub struct RawDisk {
     file_bytes: u64,
     /// That, rounded up to sectors.
     size_bytes: u64,
+    /// The file as a store takes it, where it is frozen.
+    frozen: Option<FrozenFile>,
 }
 
 impl RawDisk {
@@ -37,7 +40,20 @@ impl RawDisk {
         if let Err(error) = fadvise(&file, 0, None, Advice::Sequential) {
             tracing::debug!(%error, "no read-ahead advice");
         }
-        Ok(Self { file, file_bytes, size_bytes })
+        Ok(Self { file, file_bytes, size_bytes, frozen: None })
+    }
+
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
+    pub(crate) fn is_regular(&self) -> Result<bool, CaptureError> {
+        Ok(self.file.metadata().map_err(CaptureError::io("look at the disk"))?.is_file())
+    }
+
+    /// Says that the file is a frozen one.
+    pub(crate) fn with_frozen(self, frozen: FrozenFile) -> Self {
+        Self { frozen: Some(frozen), ..self }
     }
 
     fn check_length(&self) -> Result<(), CaptureError> {
@@ -135,5 +151,9 @@ impl ForeignDisk for RawDisk {
 
     fn parallel_reads(&self) -> usize {
         4
+    }
+
+    fn frozen(&self) -> Option<(&FrozenFile, u64)> {
+        self.frozen.as_ref().map(|frozen| (frozen, self.file_bytes))
     }
 }

@@ -15,7 +15,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use capture::{Format, MaterializeError, Materialized, QemuOptions, Target, materialize, open};
+use capture::{Format, MaterializeError, Materialized, QemuOptions, Reflink, Target, materialize, open};
 use device::Memory;
 use disk::{noise, read_by_extents, run, tools};
 use tokio::runtime::Runtime;
@@ -40,7 +40,7 @@ fn write(device: Arc<Memory>, target: Target) -> Result<Materialized, Materializ
 }
 
 fn path_target(path: &Path, format: Format, compress: bool) -> Target {
-    Target::Path { path: path.into(), format, compress, force: false }
+    Target::Path { path: path.into(), format, compress, force: false, reflink: Reflink::Auto }
 }
 
 fn names(directory: &Path) -> Vec<PathBuf> {
@@ -103,7 +103,7 @@ fn an_open_file_is_written_to_in_place_if_it_is_empty() {
     }
     for format in formats {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let target = || Target::File { file: file.reopen().unwrap(), format, compress: false };
+        let target = || Target::File { file: file.reopen().unwrap(), format, compress: false, reflink: Reflink::Auto };
         write(Memory::new(content(), 0..0), target()).unwrap();
         let disk = open(file.reopen().unwrap(), Some(format), &QemuOptions::default()).unwrap();
         assert!(read_by_extents(disk.as_ref()) == content(), "{format}");
@@ -119,11 +119,17 @@ fn what_exists_is_replaced_only_by_force() {
     let refused = write(Memory::new(content(), 0..0), path_target(&path, Format::Raw, false));
     assert!(matches!(refused, Err(MaterializeError::Exists(_))));
     assert_eq!(std::fs::read(&path).unwrap(), b"precious");
-    let forced = Target::Path { path: path.clone(), format: Format::Raw, compress: false, force: true };
+    let forced =
+        Target::Path { path: path.clone(), format: Format::Raw, compress: false, force: true, reflink: Reflink::Auto };
     write(Memory::new(content(), 0..0), forced).unwrap();
     assert!(std::fs::read(&path).unwrap() == content());
-    let to_directory =
-        Target::Path { path: directory.path().into(), format: Format::Raw, compress: false, force: true };
+    let to_directory = Target::Path {
+        path: directory.path().into(),
+        format: Format::Raw,
+        compress: false,
+        force: true,
+        reflink: Reflink::Auto,
+    };
     assert!(matches!(write(Memory::new(content(), 0..0), to_directory), Err(MaterializeError::NotATarget(_))));
     let nowhere = path_target(&directory.path().join("no/such/disk"), Format::Raw, false);
     let error = write(Memory::new(content(), 0..0), nowhere).unwrap_err().to_string();

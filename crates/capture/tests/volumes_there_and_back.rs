@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use capture::{Format, Imported, RawDisk, Target, import, materialize};
+use capture::{Format, Imported, RawDisk, Reflink, Target, import, materialize};
 use disk::{noise, sparse};
 use proptest::prelude::*;
 use store::{ChunkStore, Domain, MemoryStore, NoSource};
@@ -27,7 +27,8 @@ fn import_file(path: &Path, store: &Arc<dyn ChunkStore>) -> Imported {
 }
 
 fn write_out(device: &Arc<dyn BlockDevice>, path: &Path) {
-    let target = Target::Path { path: path.into(), format: Format::Raw, compress: false, force: false };
+    let target =
+        Target::Path { path: path.into(), format: Format::Raw, compress: false, force: false, reflink: Reflink::Auto };
     let runtime = Runtime::new().unwrap();
     materialize(device, runtime.handle(), target, &Progress::default()).unwrap();
 }

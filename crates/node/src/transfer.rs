@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use capture::nbd::{NbdDisk, NbdOptions, NbdUri};
 use capture::qemu::QemuOptions;
-use capture::{CaptureError, ForeignDisk, ImportError, MaterializeError, QemuError, Target};
+use capture::{CaptureError, ForeignDisk, ImportError, MaterializeError, QemuError, ReflinkError, Target};
 use store::Domain;
 use types::{ObjectPath, Progress};
 
 use crate::api::{
-    ApiError, ErrorCode, ImageFormat, ImportRequest, MaterializeRequest, SourceSpec, TargetSpec, Task, TaskKind,
+    ApiError, ErrorCode, ImageFormat, ImportRequest, MaterializeRequest, Reflink, SourceSpec, TargetSpec, Task,
+    TaskKind,
 };
 use crate::buckets::BucketState;
 use crate::error::{blocking, code_beneath};
@@ -44,8 +45,8 @@ impl Node {
             SourceSpec::Nbd { uri } => Opened::Nbd(uri),
         };
         // What cannot be opened is refused at once, before there is a task.
-        let format = request.format;
-        let disk = blocking(move || open_source(source, format)).await?;
+        let (format, reflink, store) = (request.format, reflink(request.reflink), Arc::clone(&self.store));
+        let disk = blocking(move || open_source(source, format, &*store, reflink)).await?;
         let (node, message) = (Arc::clone(self), request.message);
         let subject = request.path;
         let work = |progress| async move { node.import(&bucket, &path, disk, message, progress).await };
@@ -97,12 +98,19 @@ impl Node {
         .await?;
         drop(hold);
         self.finish_version(bucket, &path.object, version).await?;
-        let new = types::ByteSize(imported.new_bytes_stored);
         let size = types::ByteSize(imported.size_bytes);
-        Ok(format!(
-            "{}/{}@{version}: {size} disk, {} new chunks, {new} stored",
-            path.bucket, path.object, imported.new_chunks
-        ))
+        let mut said = format!(
+            "{}/{}@{version}: {size} disk, {} new chunks, {} stored",
+            path.bucket,
+            path.object,
+            imported.new_chunks,
+            types::ByteSize(imported.new_bytes_stored)
+        );
+        if imported.shared_bytes > 0 {
+            let shared = types::ByteSize(imported.shared_bytes);
+            said += &format!(", {shared} shared with the file and not compressed");
+        }
+        Ok(said)
     }
 
     /// Starts to write a snapshot or volume out to foreign storage.
@@ -111,9 +119,15 @@ impl Node {
         let format = image_format(request.format.unwrap_or(ImageFormat::Raw));
         let (target, shown) = match request.target {
             TargetSpec::Descriptor { ticket, name } => {
-                (Target::File { file: self.redeem(&ticket)?, format, compress: false }, name)
+                let (file, reflink) = (self.redeem(&ticket)?, reflink(request.reflink));
+                (Target::File { file, format, compress: false, reflink }, name)
             }
-            TargetSpec::Nbd { uri } => (Target::Nbd { uri: nbd_uri(&uri)? }, uri),
+            TargetSpec::Nbd { uri } => {
+                if request.reflink == Reflink::Always {
+                    return Err(reflink_error(&ReflinkError::NotRaw("an NBD export")));
+                }
+                (Target::Nbd { uri: nbd_uri(&uri)? }, uri)
+            }
         };
         let runtime = tokio::runtime::Handle::current();
         let subject = format!("{name} to {shown}");
@@ -122,7 +136,14 @@ impl Node {
                 capture::materialize(&device, &runtime, target, &progress).map_err(|error| materialize_error(&error))
             })
             .await?;
-            Ok(format!("{shown}: {} written, the rest are holes", types::ByteSize(done.written_bytes)))
+            let written = types::ByteSize(done.written_bytes);
+            Ok(match done.shared_bytes {
+                0 => format!("{shown}: {written} written, the rest are holes"),
+                shared => {
+                    let shared = types::ByteSize(shared);
+                    format!("{shown}: {shared} shared with the store, {written} written, the rest are holes")
+                }
+            })
         };
         self.tasks.start(TaskKind::Materialize, subject, work).await
     }
@@ -183,17 +204,44 @@ pub(crate) fn swarm_error(error: &swarm::SwarmError) -> ApiError {
     }
 }
 
-fn open_source(source: Opened, format: Option<ImageFormat>) -> Result<Box<dyn ForeignDisk>, ApiError> {
+fn open_source(
+    source: Opened,
+    format: Option<ImageFormat>,
+    store: &dyn store::ChunkStore,
+    reflink: capture::Reflink,
+) -> Result<Box<dyn ForeignDisk>, ApiError> {
     match source {
         Opened::Nbd(uri) => {
+            if reflink == capture::Reflink::Always {
+                return Err(reflink_error(&ReflinkError::NotRaw("an NBD export")));
+            }
             let disk = NbdDisk::connect(&nbd_uri(&uri)?, &NbdOptions::default());
             Ok(Box::new(disk.map_err(|error| capture_error(&error.into()))?))
         }
         Opened::File(file, name) => {
             let options = QemuOptions { path: Some(name.into()), ..QemuOptions::default() };
-            capture::open(file, format.map(image_format), &options).map_err(|error| capture_error(&error))
+            let format = format.map(image_format);
+            capture::open_to_share(file, format, &options, store, reflink).map_err(|error| capture_error(&error))
         }
     }
+}
+
+fn reflink(reflink: Reflink) -> capture::Reflink {
+    match reflink {
+        Reflink::Auto => capture::Reflink::Auto,
+        Reflink::Always => capture::Reflink::Always,
+        Reflink::Never => capture::Reflink::Never,
+    }
+}
+
+/// Says that room cannot be shared, and what to do.
+fn reflink_error(error: &ReflinkError) -> ApiError {
+    let code = match code_beneath(error) {
+        ErrorCode::Full => ErrorCode::Full,
+        _ => ErrorCode::Invalid,
+    };
+    ApiError::from_error(code, error)
+        .hint("keep the raw file and the node's directory on one XFS or btrfs file system, or give --reflink auto")
 }
 
 fn image_format(format: ImageFormat) -> capture::Format {
@@ -215,6 +263,7 @@ fn capture_error(error: &CaptureError) -> ApiError {
         CaptureError::NotADisk(_) | CaptureError::Size(_) | CaptureError::Detect(_) => ErrorCode::Invalid,
         CaptureError::Nbd(_) => ErrorCode::Unreachable,
         CaptureError::Qemu(QemuError::Damaged { .. }) => ErrorCode::Damaged,
+        CaptureError::Reflink(error) => return reflink_error(error),
         CaptureError::Qemu(QemuError::Encrypted(_) | QemuError::OtherFile(_)) => ErrorCode::Invalid,
         _ => ErrorCode::Internal,
     };
@@ -240,6 +289,7 @@ fn materialize_error(error: &MaterializeError) -> ApiError {
         MaterializeError::NotATarget(_) | MaterializeError::TooSmall { .. } | MaterializeError::Unsupported { .. } => {
             ErrorCode::Invalid
         }
+        MaterializeError::Reflink(error) => return reflink_error(error),
         _ => code_beneath(error),
     };
     ApiError::from_error(code, error)

@@ -4,8 +4,10 @@ use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
+use medium::Host;
 use tempfile::NamedTempFile;
 
 use super::sink::{Device, NewFile, NewImage};
@@ -14,6 +16,7 @@ use crate::detect::Format;
 use crate::foreign::CaptureError;
 use crate::qemu::{self, QemuServer};
 use crate::raw::file_length;
+use crate::reflink::{Reflink, ReflinkError};
 
 /// A new file under a temporary name beside its final one, which it gets when it is complete.
 ///
@@ -96,11 +99,21 @@ pub(super) fn open_device(path: &Path) -> Result<Option<File>, MaterializeError>
 
 impl Copy<'_> {
     /// Writes to an open file: an empty one, or a block device.
-    pub(super) fn to_file(&self, file: File, format: Format, compress: bool) -> Result<Materialized, MaterializeError> {
+    pub(super) fn to_file(
+        &self,
+        file: File,
+        format: Format,
+        compress: bool,
+        reflink: Reflink,
+    ) -> Result<Materialized, MaterializeError> {
         if compress && !matches!(format, Format::Qcow2 | Format::Vmdk) {
             return Err(MaterializeError::Unsupported { format, what: "compressed" });
         }
         let kind = file.metadata().map_err(MaterializeError::io("look at the target"))?.file_type();
+        if reflink == Reflink::Always && (format != Format::Raw || kind.is_block_device()) {
+            let what = if kind.is_block_device() { "a block device" } else { "an image" };
+            return Err(ReflinkError::NotRaw(what).into());
+        }
         if kind.is_block_device() {
             if format != Format::Raw {
                 return Err(MaterializeError::Unsupported { format, what: "written to a block device" });
@@ -114,15 +127,33 @@ impl Copy<'_> {
             return Err(MaterializeError::NotEmpty);
         }
         match format {
-            Format::Raw => self.to_new_file(file),
+            Format::Raw => self.to_new_file(file, reflink),
             _ if compress => self.to_compressed(&file, format),
             _ => self.to_image(&file, format),
         }
     }
 
-    fn to_new_file(&self, file: File) -> Result<Materialized, MaterializeError> {
+    fn to_new_file(&self, file: File, reflink: Reflink) -> Result<Materialized, MaterializeError> {
+        let sharing = self.sharing(&file, reflink)?;
         file.set_len(self.device.size_bytes()).map_err(MaterializeError::io("set the file's size"))?;
-        self.run(&NewFile { file })
+        self.run(&NewFile { file, sharing })
+    }
+
+    /// An empty file as one that shares room with the store, where it shall and can.
+    fn sharing(&self, file: &File, reflink: Reflink) -> Result<Option<Arc<dyn medium::File>>, MaterializeError> {
+        if reflink == Reflink::Never {
+            return Ok(None);
+        }
+        let copy = file.try_clone().map_err(MaterializeError::io("duplicate a file descriptor"))?;
+        let target = Host::adopt(copy);
+        match self.device.can_share(&*target) {
+            Ok(()) => Ok(Some(target)),
+            Err(error) if reflink == Reflink::Always => Err(ReflinkError::from(error).into()),
+            Err(error) => {
+                tracing::debug!(%error, "the target shares no room with the store");
+                Ok(None)
+            }
+        }
     }
 
     fn to_device(&self, file: &File) -> Result<Materialized, MaterializeError> {
@@ -158,7 +189,7 @@ impl Copy<'_> {
     fn to_compressed(&self, file: &File, format: Format) -> Result<Materialized, MaterializeError> {
         let raw = NamedTempFile::new().map_err(MaterializeError::io("make a temporary file"))?;
         let copy = raw.as_file().try_clone().map_err(MaterializeError::io("duplicate a file descriptor"))?;
-        let done = self.to_new_file(copy)?;
+        let done = self.to_new_file(copy, Reflink::Never)?;
         qemu::compress(raw.path(), file, format, &|| self.progress.is_cancelled())?;
         self.progress.check()?;
         file.sync_all().map_err(MaterializeError::io("make the image durable"))?;

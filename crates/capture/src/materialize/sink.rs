@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate};
@@ -21,6 +22,11 @@ pub(super) trait Sink: Sync + Debug {
     /// Makes everything durable.
     fn flush(&self) -> Result<(), MaterializeError>;
 
+    /// The file itself, where it can share the room of chunks that lie in the store as they are.
+    fn sharing(&self) -> Option<&dyn medium::File> {
+        None
+    }
+
     /// The least run of zeroes in the midst of data that is worth leaving out, in bytes.
     fn grain(&self) -> usize {
         CHUNK_BYTES
@@ -31,6 +37,8 @@ pub(super) trait Sink: Sync + Debug {
 #[derive(Debug)]
 pub(super) struct NewFile {
     pub(super) file: File,
+    /// The same, where it can share room with the store.
+    pub(super) sharing: Option<Arc<dyn medium::File>>,
 }
 
 impl Sink for NewFile {
@@ -44,6 +52,10 @@ impl Sink for NewFile {
 
     fn flush(&self) -> Result<(), MaterializeError> {
         self.file.sync_all().map_err(MaterializeError::io("make the file durable"))
+    }
+
+    fn sharing(&self) -> Option<&dyn medium::File> {
+        self.sharing.as_deref()
     }
 
     /// The usual block of file systems.

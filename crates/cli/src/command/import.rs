@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use node::api::{ApiError, ErrorCode, ImageFormat, ImportRequest, SourceSpec};
+use node::api::{ApiError, ErrorCode, ImageFormat, ImportRequest, Reflink, SourceSpec};
 use rustix::fs::OFlags;
 use types::ObjectPath;
 
@@ -19,6 +19,11 @@ use crate::wait::{self, Detach};
 ///
 /// It becomes a new version of the object. Only what the bucket's store does not have yet is stored. An import that was interrupted is just run again: what had
 /// been stored is not stored twice. A file is opened by this command with your permissions and passed to the node.
+///
+/// A raw file on the XFS or btrfs file system of the node's directory is not copied: the store shares its room, so that
+/// what is new takes no more while the file stays as it is, and is not compressed. The version is the file at the moment
+/// of the import; later changes of the file take room of their own. --reflink never compresses instead, which takes less
+/// where the file is removed afterwards.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:
   brant import debian.qcow2 images/debian
@@ -37,9 +42,15 @@ pub(crate) struct Arguments {
     /// The image's format, where it shall not be found out
     #[arg(long, value_parser = choice::<ImageFormat>(FORMATS))]
     format: Option<ImageFormat>,
+    /// Whether the store shares the room of a raw file: where it can, always or else fail, or never
+    #[arg(long, value_parser = choice::<Reflink>(REFLINK), default_value = "auto", value_name = "WHEN")]
+    reflink: Reflink,
     #[command(flatten)]
     detach: Detach,
 }
+
+/// The words for [`Reflink`], as cp(1) has them.
+pub(super) const REFLINK: &[&str] = &["auto", "always", "never"];
 
 /// The words for [`ImageFormat`].
 pub(super) const FORMATS: &[&str] = &["raw", "qcow2", "vmdk", "vhdx", "vdi"];
@@ -59,7 +70,8 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
         }
     };
     let path = arguments.path.to_string();
-    let request = ImportRequest { source, format: arguments.format, path, message: arguments.message };
+    let (format, message, reflink) = (arguments.format, arguments.message, arguments.reflink);
+    let request = ImportRequest { source, format, path, message, reflink };
     let task = context.client.import(&request).await?;
     wait::finish(context, task, arguments.detach).await
 }

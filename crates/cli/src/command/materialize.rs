@@ -4,10 +4,10 @@
 
 mod target;
 
-use node::api::{ImageFormat, MaterializeRequest, TargetSpec};
+use node::api::{ImageFormat, MaterializeRequest, Reflink, TargetSpec};
 
 use self::target::Target;
-use super::import::FORMATS;
+use super::import::{FORMATS, REFLINK};
 use super::place::{Place, require_local};
 use crate::arguments::choice;
 use crate::context::Context;
@@ -18,6 +18,9 @@ use crate::wait::{self, Detach, Interrupt};
 ///
 /// A file is written as TARGET.part and renamed when it is complete; with --detach the renaming is left to you. Holes
 /// stay holes. The format follows from the file's extension unless it is given.
+///
+/// A raw file on the XFS or btrfs file system of the node's directory shares the room of what the store has uncompressed,
+/// which is what was imported by sharing. What is compressed, or was written since, is written out.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:
   brant materialize vms/web@3 web.qcow2
@@ -36,6 +39,9 @@ pub(crate) struct Arguments {
     /// The format to write; else by the file's extension, else raw
     #[arg(long, value_parser = choice::<ImageFormat>(FORMATS))]
     format: Option<ImageFormat>,
+    /// Whether a raw file shares the room of the store: where it can, always or else fail, or never
+    #[arg(long, value_parser = choice::<Reflink>(REFLINK), default_value = "auto", value_name = "WHEN")]
+    reflink: Reflink,
     /// Replace a file that exists, or overwrite a device
     #[arg(long)]
     force: bool,
@@ -45,8 +51,9 @@ pub(crate) struct Arguments {
 
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
     let (snapshot, disk) = (arguments.snapshot, arguments.disk);
+    let reflink = arguments.reflink;
     let request =
-        |target, format| MaterializeRequest { snapshot: snapshot.clone(), disk: disk.clone(), target, format };
+        |target, format| MaterializeRequest { snapshot: snapshot.clone(), disk: disk.clone(), target, format, reflink };
     let path = match arguments.target {
         Place::Nbd(uri) => {
             let task = context.client.materialize(&request(TargetSpec::Nbd { uri }, arguments.format)).await?;

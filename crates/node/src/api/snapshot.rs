@@ -98,6 +98,19 @@ pub enum ImageFormat {
     Vdi,
 }
 
+/// Whether room is shared with a local file, on a file system that can (XFS, btrfs), in the words of cp(1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Reflink {
+    /// Where it can be.
+    #[default]
+    Auto,
+    /// It must be, or nothing is done.
+    Always,
+    /// It is not.
+    Never,
+}
+
 /// Where a foreign disk is read from.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -129,6 +142,9 @@ pub struct ImportRequest {
     /// A note.
     #[serde(default)]
     pub message: String,
+    /// Whether the store shares the room of a raw file, and then keeps what is new uncompressed.
+    #[serde(default)]
+    pub reflink: Reflink,
 }
 
 /// Where a snapshot is written out to.
@@ -162,6 +178,9 @@ pub struct MaterializeRequest {
     /// The format to write; raw where it is not given.
     #[serde(default)]
     pub format: Option<ImageFormat>,
+    /// Whether a raw file shares the room of what the store has uncompressed.
+    #[serde(default)]
+    pub reflink: Reflink,
 }
 
 /// Asks for a volume that begins as a snapshot.

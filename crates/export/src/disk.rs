@@ -108,6 +108,13 @@ impl Disk {
         Ok(Written::Done)
     }
 
+    /// Makes several writes of whole sectors, one after the other. After an error some of them may have been made.
+    pub(crate) fn write_many(&self, writes: &[(u64, &[u8])]) -> Result<(), DeviceError> {
+        debug_assert!(writes.iter().all(|(offset, data)| Sectors::around(*offset, data.len()).exact()));
+        let _shared = self.edges.read().unwrap_or_else(PoisonError::into_inner);
+        self.device.write_many(writes, Durability::Process)
+    }
+
     pub(crate) fn write_zeroes(
         &self,
         offset: u64,
@@ -164,6 +171,11 @@ impl Disk {
         extents.retain(|extent| extent.length > 0);
         Ok(extents)
     }
+}
+
+/// Whether a range is one of whole sectors.
+pub(crate) fn is_whole(offset: u64, length: u32) -> bool {
+    offset.is_multiple_of(SECTOR) && u64::from(length).is_multiple_of(SECTOR)
 }
 
 /// The lock of a device.

@@ -10,10 +10,18 @@ use std::sync::Arc;
 
 use super::input::Input;
 use super::link::{Link, Ready};
-use super::protocol::{NBD_CMD_DISC, REQUEST_BYTES, Request, WrongMagic, decode_request};
-use super::refusal::{Refusal, check};
+use super::protocol::{
+    NBD_CMD_DISC, NBD_CMD_FLAG_FUA, NBD_CMD_WRITE, REQUEST_BYTES, Request, WrongMagic, decode_request,
+};
+use super::refusal::{Limits, Refusal, check};
 use super::transmission::{Terms, Transmission};
 use super::wait::Waiting;
+use crate::disk::is_whole;
+
+/// The most writes that are made in one go.
+const MOST_WRITES: usize = 64;
+/// Behind so many bytes no more writes join those that are made in one go.
+const MOST_BYTES: usize = 512 << 10;
 
 /// Why a connection ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -147,6 +155,13 @@ impl Connection {
                 self.transmission.refuse(&skip.request, &skip.refusal)?;
                 self.skip = None;
             }
+            let run = run_of_writes(self.input.received(), &self.transmission.limits());
+            if run.writes.len() > 1 {
+                self.transmission.write_run(&run.writes)?;
+                self.transmission.send_if_much()?;
+                self.input.consume(run.length);
+                continue;
+            }
             let Some(header) = self.input.header() else { return Ok(()) };
             let request = decode_request(header)?;
             if request.command == NBD_CMD_DISC {
@@ -166,4 +181,32 @@ impl Connection {
         }
         Ok(())
     }
+}
+
+/// Writes that were received one behind the other, and how long they are with their headers.
+struct Run<'i> {
+    writes: Vec<(Request, &'i [u8])>,
+    length: usize,
+}
+
+/// The writes of whole sectors that received bytes begin with. One that is not complete, that has to be durable at once, or
+/// that must be refused is none of them, and is met when its turn comes.
+fn run_of_writes<'i>(received: &'i [u8], limits: &Limits) -> Run<'i> {
+    let mut run = Run { writes: Vec::new(), length: 0 };
+    while run.writes.len() < MOST_WRITES && run.length < MOST_BYTES {
+        let rest = &received[run.length..];
+        let Some(Ok(request)) = rest.first_chunk().map(decode_request) else { break };
+        let plain = request.command == NBD_CMD_WRITE && !request.has(NBD_CMD_FLAG_FUA);
+        let length = REQUEST_BYTES + request.payload_bytes() as usize;
+        if !plain
+            || length > rest.len()
+            || !is_whole(request.offset, request.length)
+            || check(&request, limits).is_err()
+        {
+            break;
+        }
+        run.writes.push((request, &rest[REQUEST_BYTES..length]));
+        run.length += length;
+    }
+    run
 }

@@ -164,6 +164,16 @@ impl Transmission {
         }
     }
 
+    /// Makes several writes of whole sectors that were checked, in one go. Where that fails, each has its own answer.
+    pub(crate) fn write_run(&mut self, run: &[(Request, &[u8])]) -> io::Result<()> {
+        let writes: Vec<_> = run.iter().map(|(request, payload)| (request.offset, *payload)).collect();
+        match self.disk.write_many(&writes) {
+            Ok(()) => run.iter().try_for_each(|(request, _)| self.succeed(request)),
+            // Those that were made are made again, in the same order: none of them has been answered.
+            Err(_) => run.iter().try_for_each(|(request, payload)| self.perform(request, payload)),
+        }
+    }
+
     /// Sends what was gathered, if it is much.
     pub(crate) fn send_if_much(&mut self) -> io::Result<()> {
         if self.replies.pending().len() >= SEND_BYTES { self.send() } else { Ok(()) }

@@ -246,6 +246,22 @@ impl Client {
         self.next
     }
 
+    /// Sends writes with their flags in one piece, and returns their cookies.
+    pub(crate) fn send_writes(&mut self, writes: &[(u16, u64, Vec<u8>)]) -> Vec<u64> {
+        let mut bytes = Vec::new();
+        let mut cookies = Vec::new();
+        for (flags, offset, data) in writes {
+            self.next += 1;
+            let length = u32::try_from(data.len()).unwrap();
+            let request = Request { flags: *flags, command: 1, cookie: self.next, offset: *offset, length };
+            bytes.extend(encode_request(&request));
+            bytes.extend(data);
+            cookies.push(self.next);
+        }
+        self.stream.write_all(&bytes).unwrap();
+        cookies
+    }
+
     /// Sends a request and takes the next reply, which must be its own. `reading` is how much a simple reply brings.
     pub(crate) fn ask(&mut self, command: u16, flags: u16, offset: u64, length: u32, payload: &[u8]) -> Reply {
         let cookie = self.send(command, flags, offset, length, payload);

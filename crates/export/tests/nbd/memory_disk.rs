@@ -1,7 +1,7 @@
 //! A disk in memory whose sectors can be absent until a test lets them come.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -39,6 +39,10 @@ pub(crate) struct MemoryDisk {
     pub(crate) requests: AtomicUsize,
     /// How many extents are told at most, whatever the limit.
     pub(crate) extents: AtomicUsize,
+    /// How many writes came together, the most of them.
+    pub(crate) together: AtomicUsize,
+    /// From where on there is no room.
+    pub(crate) full_from: AtomicU64,
 }
 
 impl MemoryDisk {
@@ -59,6 +63,8 @@ impl MemoryDisk {
             flushes: AtomicUsize::new(0),
             requests: AtomicUsize::new(0),
             extents: AtomicUsize::new(usize::MAX),
+            together: AtomicUsize::new(0),
+            full_from: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -142,6 +148,9 @@ impl MemoryDisk {
         if self.read_only {
             return Err(DeviceError::ReadOnly);
         }
+        if offset >= self.full_from.load(Ordering::SeqCst) {
+            return Err(DeviceError::Full);
+        }
         let (start, end) = range(offset, length);
         let mut content = self.content.lock().unwrap();
         fill(&mut content.bytes[start..end]);
@@ -213,6 +222,11 @@ impl BlockDevice for MemoryDisk {
     fn write(&self, offset: u64, data: &[u8], durability: Durability) -> Result<(), DeviceError> {
         let fill = |bytes: &mut [u8]| bytes.copy_from_slice(data);
         self.change(offset, data.len() as u64, durability, ExtentKind::Written, fill)
+    }
+
+    fn write_many(&self, writes: &[(u64, &[u8])], durability: Durability) -> Result<(), DeviceError> {
+        self.together.fetch_max(writes.len(), Ordering::SeqCst);
+        writes.iter().try_for_each(|(offset, data)| self.write(*offset, data, durability))
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {

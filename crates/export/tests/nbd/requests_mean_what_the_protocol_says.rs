@@ -58,6 +58,58 @@ fn any_offset_and_length_can_be_read_and_written() {
 }
 
 #[test]
+fn writes_sent_together_are_made_in_order_and_each_has_its_answer() {
+    let disk = Arc::new(MemoryDisk::patterned(MIB));
+    let server = Server::of(&disk);
+    let mut expected = pattern(0, MIB);
+    for mut client in both(&server) {
+        let mut writes = Vec::new();
+        for number in 0..200_u64 {
+            // Each covers a part of the one before; some need a sector's rest, some are durable, some are refused.
+            let fill = vec![number.to_le_bytes()[0]; 1024];
+            let flags = if number % 23 == 5 { NBD_CMD_FLAG_FUA } else { 0 };
+            let offset = match number % 17 {
+                3 => number * 512 + 7,
+                9 => SIZE - 512,
+                _ => number * 512,
+            };
+            writes.push((flags, offset, fill));
+        }
+        let cookies = client.send_writes(&writes);
+        for (cookie, (_, offset, data)) in cookies.into_iter().zip(&writes) {
+            let reply = client.reply(0, 0);
+            let beyond = offset + 1024 > SIZE;
+            assert_eq!((reply.cookie, reply.error), (cookie, if beyond { NBD_ENOSPC } else { 0 }));
+            if !beyond {
+                let start = usize::try_from(*offset).unwrap();
+                expected[start..start + 1024].copy_from_slice(data);
+            }
+        }
+        assert!(disk.bytes(0, MIB) == expected, "the disk differs from what was written");
+    }
+    assert!(disk.together.load(Ordering::SeqCst) > 1, "none were made together");
+}
+
+#[test]
+fn where_one_of_several_writes_finds_no_room_the_others_are_made() {
+    let disk = Arc::new(MemoryDisk::new(MIB));
+    disk.full_from.store(SIZE / 2, Ordering::SeqCst);
+    let server = Server::of(&disk);
+    let mut client = server.simple();
+    let offset = |number: u64| if number % 5 == 4 { SIZE / 2 + number * 512 } else { number * 512 };
+    let writes: Vec<_> = (0..60).map(|number| (0, offset(number), vec![7; 512])).collect();
+    let cookies = client.send_writes(&writes);
+    for (number, cookie) in (0..).zip(cookies) {
+        let reply = client.reply(0, 0);
+        let error = if number % 5 == 4 { NBD_ENOSPC } else { 0 };
+        assert_eq!((reply.cookie, reply.error), (cookie, error), "write {number}");
+        let written = if error == 0 { 7 } else { 0 };
+        assert_eq!(disk.bytes(usize::try_from(offset(number)).unwrap(), 512), vec![written; 512]);
+    }
+    assert!(disk.together.load(Ordering::SeqCst) > 1, "none were made together");
+}
+
+#[test]
 fn parts_of_one_sector_written_at_once_are_all_kept() {
     let disk = Arc::new(MemoryDisk::new(MIB));
     let server = Server::of(&disk);

@@ -72,6 +72,12 @@ impl Disk {
         Ok(readiness)
     }
 
+    /// Says that a range will be read soon.
+    pub(crate) fn will_read(&self, offset: u64, length: u64) {
+        let (start, end) = (round_down(offset), round_up(offset + length));
+        self.device.will_read(start, end - start);
+    }
+
     /// Reads, waiting for what is not here.
     pub(crate) fn read(
         &self,

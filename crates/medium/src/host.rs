@@ -3,12 +3,13 @@
 use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions, TryLockError};
 use std::io::{self, IoSlice};
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use rustix::fs::{FallocateFlags, Mode, OFlags};
+use rustix::fs::{Advice, FallocateFlags, Mode, OFlags};
 use rustix::io::Errno;
 
 use crate::{File, Lock, Medium, Open, Room};
@@ -168,6 +169,11 @@ impl File for HostFile {
             }
         }
         Ok(())
+    }
+
+    fn will_read(&self, offset: u64, length: u64) {
+        // Where it is refused, the read itself waits.
+        let _ = rustix::fs::fadvise(&self.0, offset, NonZeroU64::new(length), Advice::WillNeed);
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

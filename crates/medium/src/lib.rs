@@ -230,6 +230,11 @@ pub trait File: Send + Sync + Debug + Any {
     /// between these files.
     fn clone_range(&self, offset: u64, source: &dyn File, source_offset: u64, length: u64) -> io::Result<()>;
 
+    /// Says that a range will be read soon, so that it may be fetched from the medium while the caller does other things.
+    fn will_read(&self, offset: u64, length: u64) {
+        let _ = (offset, length);
+    }
+
     /// The descriptor, where there is one: a simulated file has none.
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None

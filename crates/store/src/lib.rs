@@ -206,6 +206,12 @@ pub trait ChunkStore: Send + Sync + Debug {
         Ok(self.get(key, domains)?.map(|plain| copy_part(&plain, offset, buffer)))
     }
 
+    /// Says that part of an object's plain bytes will be read soon: what that needs may be fetched from the medium while
+    /// the caller does other things.
+    fn will_read(&self, key: &Key, domains: &Domains, offset: usize, length: usize) {
+        let _ = (key, domains, offset, length);
+    }
+
     /// Reads an object as it is stored, for sending, checked against its hash. One that lies plain in the store because it
     /// shares room with a file is compressed for it.
     ///

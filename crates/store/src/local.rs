@@ -256,13 +256,24 @@ impl ChunkStore for LocalStore {
         }
         let removals = self.core.removals.load(Ordering::Acquire);
         let Some(loaded) = self.load(key, domains)? else { return Ok(None) };
-        if buffer.len() < loaded.plain.len() {
-            self.hot.missed(key, &loaded.plain, &loaded.domains);
-            if self.core.removals.load(Ordering::Acquire) != removals {
-                self.hot.forget(key);
-            }
+        self.hot.missed(key, &loaded.plain, &loaded.domains, buffer.len() < loaded.plain.len());
+        if self.core.removals.load(Ordering::Acquire) != removals {
+            self.hot.forget(key);
         }
         Ok(Some(copy_part(&loaded.plain, offset, buffer)))
+    }
+
+    fn will_read(&self, key: &Key, domains: &Domains, offset: usize, length: usize) {
+        if self.cache.contains_key(key) || self.hot.will_read(key, offset, length) {
+            return;
+        }
+        // What is wrong, the read itself will say.
+        let entry = self.core.find_once(key).ok().flatten().filter(|entry| entry.is_present(domains));
+        if let Some(entry) = entry
+            && let Ok(pack) = self.core.packs.pack(entry.pack)
+        {
+            pack.will_read(&entry);
+        }
     }
 
     fn get_stored(&self, key: &Key, domains: &Domains) -> Result<Option<Stored>, StoreError> {

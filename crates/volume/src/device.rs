@@ -109,6 +109,12 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// See [`DeviceError`]. After an error or [`Readiness::Wait`] the buffer's content is unspecified.
     fn try_read(&self, offset: u64, buffer: &mut [u8]) -> Result<Readiness, DeviceError>;
 
+    /// Says that a range will be read soon: what of it is here may be fetched from the medium while the caller does other
+    /// things. Nothing is fetched from the network.
+    fn will_read(&self, offset: u64, length: u64) {
+        let _ = (offset, length);
+    }
+
     /// Reads, waiting for what is not here. Dropping the future cancels the wait. Needs a tokio runtime.
     fn read(&self, offset: u64, length: usize) -> BoxFuture<'static, Result<Bytes, DeviceError>>;
 

@@ -84,6 +84,10 @@ macro_rules! read_only_device {
                 self.cell.try_read(offset, buffer)
             }
 
+            fn will_read(&self, offset: u64, length: u64) {
+                self.cell.will_read(offset, length);
+            }
+
             fn read(&self, offset: u64, length: usize) -> BoxFuture<'static, Result<Bytes, DeviceError>> {
                 self.cell.read(offset, length)
             }

@@ -71,6 +71,15 @@ impl StackCell {
         Ok(if complete { Readiness::Ready } else { Readiness::Wait })
     }
 
+    /// Has what is here of a range fetched from the medium. What is wrong with it, the read itself will say.
+    pub(crate) fn will_read(&self, offset: u64, length: u64) {
+        if let Ok(stack) = self.open()
+            && stack.check_range(offset, length).is_ok()
+        {
+            stack.will_read(offset, length);
+        }
+    }
+
     /// Reads, waiting for what is not here.
     pub(crate) fn read(self: &Arc<Self>, offset: u64, length: usize) -> BoxFuture<'static, Result<Bytes, DeviceError>> {
         let cell = self.clone();

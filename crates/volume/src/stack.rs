@@ -166,6 +166,36 @@ impl Stack {
         Ok(complete)
     }
 
+    /// Has what is here of a range fetched from the medium.
+    pub(crate) fn will_read(&self, offset: u64, length: u64) {
+        let end = (offset + length) / SECTOR_BYTES;
+        let mut sector = offset / SECTOR_BYTES;
+        while sector < end {
+            let (from, next) = self.find(sector, end);
+            let length = (next - sector) * SECTOR_BYTES;
+            match from {
+                From::Journal(Some(segment), position) => segment.file().will_read(position, length),
+                From::Journal(None, _) | From::Zero => {}
+                From::Tree => self.will_read_tree(sector * SECTOR_BYTES, length),
+            }
+            sector = next;
+        }
+    }
+
+    fn will_read_tree(&self, offset: u64, length: u64) {
+        let end = offset + length;
+        let mut offset = offset;
+        while offset < end {
+            let next = (offset - offset % CHUNK + CHUNK).min(end);
+            if let Ok(Some(id)) = self.look_up(offset / CHUNK) {
+                let within = |distance: u64| usize::try_from(distance).unwrap_or(0);
+                let (start, length) = (within(offset % CHUNK), within(next - offset));
+                self.context.store.will_read(&id.into(), &self.base.domains, start, length);
+            }
+            offset = next;
+        }
+    }
+
     /// Refuses to read over a layer whose journal was found damaged.
     pub(crate) fn check_layers(&self) -> Result<(), DeviceError> {
         match self.layers.iter().find_map(|layer| layer.damaged()) {

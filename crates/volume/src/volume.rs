@@ -270,6 +270,10 @@ impl BlockDevice for Volume {
         self.cell.try_read(offset, buffer)
     }
 
+    fn will_read(&self, offset: u64, length: u64) {
+        self.cell.will_read(offset, length);
+    }
+
     fn read(&self, offset: u64, length: usize) -> BoxFuture<'static, Result<Bytes, DeviceError>> {
         self.cell.read(offset, length)
     }

@@ -7,21 +7,15 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::ahead::{Foresight, run_of_writes};
 use super::input::Input;
 use super::link::{Link, Ready};
-use super::protocol::{
-    NBD_CMD_DISC, NBD_CMD_FLAG_FUA, NBD_CMD_WRITE, REQUEST_BYTES, Request, WrongMagic, decode_request,
-};
-use super::refusal::{Limits, Refusal, check};
+use super::protocol::{NBD_CMD_DISC, NBD_CMD_READ, REQUEST_BYTES, Request, WrongMagic, decode_request};
+use super::refusal::{Refusal, check};
 use super::transmission::{Terms, Transmission};
 use super::wait::Waiting;
-use crate::disk::is_whole;
-
-/// The most writes that are made in one go.
-const MOST_WRITES: usize = 64;
-/// Behind so many bytes no more writes join those that are made in one go.
-const MOST_BYTES: usize = 512 << 10;
 
 /// Why a connection ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -72,13 +66,21 @@ pub(crate) struct Connection {
     link: Arc<Link>,
     input: Input,
     transmission: Transmission,
+    foresight: Foresight,
     skip: Option<Skip>,
     disconnecting: bool,
 }
 
 impl Connection {
     pub(crate) fn new(link: Arc<Link>, transmission: Transmission) -> Connection {
-        Connection { link, input: Input::new(), transmission, skip: None, disconnecting: false }
+        Connection {
+            link,
+            input: Input::new(),
+            transmission,
+            foresight: Foresight::default(),
+            skip: None,
+            disconnecting: false,
+        }
     }
 
     /// Goes on where another connection object, perhaps of another process, was held.
@@ -88,8 +90,9 @@ impl Connection {
         remains: Remains,
     ) -> Result<Connection, ConnectionError> {
         transmission.resume(remains.output, remains.waiting)?;
-        let input = Input::with(&remains.input);
-        Ok(Connection { link, input, transmission, skip: remains.skip, disconnecting: false })
+        let mut connection = Connection::new(link, transmission);
+        (connection.input, connection.skip) = (Input::with(&remains.input), remains.skip);
+        Ok(connection)
     }
 
     /// Takes a held connection apart. A client that has disconnected says so again: its word was not consumed.
@@ -148,6 +151,7 @@ impl Connection {
                 let received = self.input.received().len();
                 let length = usize::try_from(skip.left).unwrap_or(usize::MAX).min(received);
                 self.input.consume(length);
+                self.foresight.consumed(length);
                 skip.left -= length as u64;
                 if skip.left > 0 {
                     return Ok(());
@@ -155,11 +159,14 @@ impl Connection {
                 self.transmission.refuse(&skip.request, &skip.refusal)?;
                 self.skip = None;
             }
-            let run = run_of_writes(self.input.received(), &self.transmission.limits());
+            let limits = self.transmission.limits();
+            self.foresight.look(self.input.received(), &limits, self.transmission.disk());
+            let run = run_of_writes(self.input.received(), &limits);
             if run.writes.len() > 1 {
                 self.transmission.write_run(&run.writes)?;
                 self.transmission.send_if_much()?;
-                self.input.consume(run.length);
+                let length = run.length;
+                self.consume(length);
                 continue;
             }
             let Some(header) = self.input.header() else { return Ok(()) };
@@ -168,45 +175,26 @@ impl Connection {
                 self.disconnecting = true;
                 return Ok(());
             }
-            if let Err(refusal) = check(&request, &self.transmission.limits()) {
-                self.input.consume(REQUEST_BYTES);
+            if let Err(refusal) = check(&request, &limits) {
+                self.consume(REQUEST_BYTES);
                 self.skip = Some(Skip { left: u64::from(request.payload_bytes()), request, refusal });
                 continue;
             }
             let Some(payload) = self.input.payload(request.payload_bytes()) else { return Ok(()) };
             let length = REQUEST_BYTES + payload.len();
+            let begin = Instant::now();
             self.transmission.perform(&request, payload)?;
+            if request.command == NBD_CMD_READ {
+                self.foresight.has_read(request.length, begin.elapsed());
+            }
             self.transmission.send_if_much()?;
-            self.input.consume(length);
+            self.consume(length);
         }
         Ok(())
     }
-}
 
-/// Writes that were received one behind the other, and how long they are with their headers.
-struct Run<'i> {
-    writes: Vec<(Request, &'i [u8])>,
-    length: usize,
-}
-
-/// The writes of whole sectors that received bytes begin with. One that is not complete, that has to be durable at once, or
-/// that must be refused is none of them, and is met when its turn comes.
-fn run_of_writes<'i>(received: &'i [u8], limits: &Limits) -> Run<'i> {
-    let mut run = Run { writes: Vec::new(), length: 0 };
-    while run.writes.len() < MOST_WRITES && run.length < MOST_BYTES {
-        let rest = &received[run.length..];
-        let Some(Ok(request)) = rest.first_chunk().map(decode_request) else { break };
-        let plain = request.command == NBD_CMD_WRITE && !request.has(NBD_CMD_FLAG_FUA);
-        let length = REQUEST_BYTES + request.payload_bytes() as usize;
-        if !plain
-            || length > rest.len()
-            || !is_whole(request.offset, request.length)
-            || check(&request, limits).is_err()
-        {
-            break;
-        }
-        run.writes.push((request, &rest[REQUEST_BYTES..length]));
-        run.length += length;
+    fn consume(&mut self, length: usize) {
+        self.input.consume(length);
+        self.foresight.consumed(length);
     }
-    run
 }

@@ -97,6 +97,10 @@ impl Transmission {
         Ok((std::mem::take(&mut self.unsent), waiting))
     }
 
+    pub(crate) fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     pub(crate) fn terms(&self) -> &Terms {
         &self.terms
     }

@@ -1,19 +1,24 @@
 //! The hot tier: plain copies of chunks of which guests read parts, in a bounded file that the page cache can serve.
 //! Without it, 4 KiB of a chunk that is not in memory cost reading, decompressing and hashing all of it. As long as there
-//! is room every such chunk is copied; then only one that is read again takes the place of another.
+//! is room every such chunk is copied, and one that is read as a whole when that happens again; then only one of which a
+//! part is read again takes the place of another.
 //!
 //! Invariants: the file has no name, and nothing in it outlives the process; what is read from it is given only after
 //! its checksum, which is kept in memory, was checked; a slot is written again only when nobody can read it any more.
 
+use std::fmt;
 use std::fs::File;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use bytes::Bytes;
+use highway::{HighwayHash, HighwayHasher};
 use quick_cache::sync::Cache;
+use rustix::fs::Advice;
 use types::CHUNK_BYTES;
 
 use super::disk::room;
@@ -36,15 +41,14 @@ const ROOM_STEP: u32 = 256;
 const FREE_PART: u64 = 10;
 const FREE_BYTES: u64 = 1 << 30;
 
-type Checksum = [u8; 8];
-
 /// Plain copies of chunks on disk.
 #[derive(Debug)]
 pub(crate) struct HotTier {
     directory: PathBuf,
     slots: u32,
     free_bytes: u64,
-    /// Fingerprints of chunks that were read once while the tier was full.
+    key: ChecksumKey,
+    /// Fingerprints of chunks that were read once, and not copied.
     seen: Box<[AtomicU64]>,
     current: RwLock<Arc<Copies>>,
 }
@@ -69,7 +73,7 @@ struct Slots {
 #[derive(Debug)]
 struct Copy {
     slot: Slot,
-    checksums: [Checksum; BLOCKS],
+    checksums: [u64; BLOCKS],
     /// Where the chunk was present when it was copied.
     domains: Arc<[Domain]>,
 }
@@ -107,6 +111,7 @@ impl HotTier {
             directory: directory.to_owned(),
             slots,
             free_bytes: if reserve_bytes == 0 { 0 } else { reserve_bytes.saturating_add(FREE_BYTES) },
+            key: ChecksumKey::random(),
             seen: std::iter::repeat_with(AtomicU64::default).take(seen).collect(),
             current: RwLock::new(Arc::new(Copies::new(slots))),
         }
@@ -126,7 +131,7 @@ impl HotTier {
         if !domains.meet(&copy.domains) {
             return false;
         }
-        match copies.read(&copy, offset, buffer) {
+        match copies.read(&copy, &self.key, offset, buffer) {
             Ok(true) => true,
             outcome => {
                 tracing::warn!(%key, error = ?outcome.err(), "a hot copy is damaged; the chunk is read from its pack");
@@ -136,17 +141,32 @@ impl HotTier {
         }
     }
 
-    /// Tells the tier that part of a chunk had to be read from its pack.
-    pub(crate) fn missed(&self, key: &Key, plain: &Bytes, domains: &Arc<[Domain]>) {
+    /// Says that part of a chunk will be read soon, and whether there is a copy of it.
+    pub(crate) fn will_read(&self, key: &Key, offset: usize, length: usize) -> bool {
+        if self.slots == 0 {
+            return false;
+        }
+        let copies = self.current();
+        let (Some(copy), Some(file)) = (copies.chunks.peek(key), copies.file.get()) else { return false };
+        // Where it is refused, the read itself waits.
+        let place = copy.slot.place() + offset as u64;
+        let _ = rustix::fs::fadvise(file, place, NonZeroU64::new(length as u64), Advice::WillNeed);
+        true
+    }
+
+    /// Tells the tier that a chunk, or a part of it, had to be read from its pack.
+    pub(crate) fn missed(&self, key: &Key, plain: &Bytes, domains: &Arc<[Domain]>, is_part: bool) {
         if self.slots == 0 || plain.len() != CHUNK_BYTES {
             return;
         }
         let copies = self.current();
-        if copies.is_full() && self.first_time(key) {
+        let full = copies.is_full();
+        // Who reads all of a disk once drives nothing out, and has nothing written.
+        if (full && !is_part) || ((full || !is_part) && self.first_time(key)) {
             return;
         }
         let Some(slot) = copies.slot(|| self.has_room(&copies)) else { return };
-        let checksums = std::array::from_fn(|block| checksum(&plain[block * BLOCK_BYTES..][..BLOCK_BYTES]));
+        let checksums = std::array::from_fn(|block| self.key.checksum(&plain[block * BLOCK_BYTES..][..BLOCK_BYTES]));
         match copies.file(&self.directory).and_then(|file| file.write_all_at(plain, slot.place())) {
             Ok(()) => copies.chunks.insert(*key, Arc::new(Copy { slot, checksums, domains: domains.clone() })),
             Err(error) => tracing::debug!(%error, "could not make a hot copy"),
@@ -234,14 +254,14 @@ impl Copies {
     }
 
     /// Fills the buffer, and says whether the bytes have their checksums.
-    fn read(&self, copy: &Copy, offset: usize, buffer: &mut [u8]) -> io::Result<bool> {
+    fn read(&self, copy: &Copy, key: &ChecksumKey, offset: usize, buffer: &mut [u8]) -> io::Result<bool> {
         let Some(file) = self.file.get() else { return Ok(false) };
         let first = offset / BLOCK_BYTES;
         let end = (offset + buffer.len()).div_ceil(BLOCK_BYTES);
         let place = copy.slot.place() + (first * BLOCK_BYTES) as u64;
         let is_whole = |bytes: &[u8]| {
             let mut blocks = bytes.chunks(BLOCK_BYTES).zip(&copy.checksums[first..]);
-            blocks.all(|(bytes, expected)| checksum(bytes) == *expected)
+            blocks.all(|(bytes, expected)| key.checksum(bytes) == *expected)
         };
         if offset == first * BLOCK_BYTES && buffer.len() == (end - first) * BLOCK_BYTES {
             file.read_exact_at(buffer, place)?;
@@ -254,10 +274,26 @@ impl Copies {
     }
 }
 
-/// Guards a block against the medium; who may write the file may write the packs, too.
-fn checksum(block: &[u8]) -> Checksum {
-    let hash = blake3::hash(block);
-    std::array::from_fn(|byte| hash.as_bytes()[byte])
+/// What blocks are sealed with: HighwayHash with a key that nobody else knows, so that a guest cannot make two blocks
+/// that pass for each other.
+struct ChecksumKey([u64; 4]);
+
+impl ChecksumKey {
+    /// A new key. Without random numbers there is one that guards against the medium alone.
+    fn random() -> Self {
+        Self(std::array::from_fn(|_| getrandom::u64().unwrap_or(0)))
+    }
+
+    /// Guards a block against the medium; who may write the file may write the packs, too.
+    fn checksum(&self, block: &[u8]) -> u64 {
+        HighwayHasher::new(highway::Key(self.0)).hash64(block)
+    }
+}
+
+impl fmt::Debug for ChecksumKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ChecksumKey(…)")
+    }
 }
 
 #[cfg(test)]
@@ -277,8 +313,8 @@ mod tests {
     fn heat(tier: &HotTier, number: u32) -> (Key, Bytes) {
         let plain = Bytes::from(sample(number, CHUNK_BYTES));
         let key = chunk_key(&plain);
-        tier.missed(&key, &plain, &own());
-        tier.missed(&key, &plain, &own());
+        tier.missed(&key, &plain, &own(), true);
+        tier.missed(&key, &plain, &own(), true);
         (key, plain)
     }
 
@@ -306,12 +342,29 @@ mod tests {
         let missed = |number| {
             let plain = Bytes::from(sample(number, CHUNK_BYTES));
             let key = chunk_key(&plain);
-            tier.missed(&key, &plain, &own());
+            tier.missed(&key, &plain, &own(), true);
             read(&tier, &key, 0, 512).is_some()
         };
         assert!((0..8).all(missed));
         assert!(!missed(8));
         assert!(missed(8));
+    }
+
+    #[test]
+    fn what_is_read_as_a_whole_is_copied_the_second_time_and_drives_nothing_out() {
+        let directory = tempfile::tempdir().unwrap();
+        let tier = tier(directory.path(), 8);
+        let read_whole = |number| {
+            let plain = Bytes::from(sample(number, CHUNK_BYTES));
+            let key = chunk_key(&plain);
+            tier.missed(&key, &plain, &own(), false);
+            assert_eq!(tier.will_read(&key, 4096, 4096), read(&tier, &key, 0, 512).is_some());
+            read(&tier, &key, 0, 512).is_some()
+        };
+        assert!(!(0..8).any(read_whole));
+        assert!((0..8).all(read_whole));
+        assert!(!(8..16).any(read_whole) && !(8..16).any(read_whole));
+        assert!((0..8).all(read_whole));
     }
 
     #[test]

@@ -142,6 +142,13 @@ impl Pack {
         Ok(whole.then(|| bytes.into()))
     }
 
+    /// Says that an object will be read soon.
+    pub(crate) fn will_read(&self, entry: &Entry) {
+        let after = u64::from(entry.place) + RECORD_HEADER_BYTES as u64;
+        let content = entry.content.map_or(after, u64::from);
+        self.file.will_read(content, u64::from(entry.stored_bytes));
+    }
+
     /// Reads the footer, and returns its entries and place; `None` where the pack is not full, or its footer is damaged.
     pub(crate) fn footer(&self) -> Result<Option<Footer>, StoreError> {
         let length = self.length()?;

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{attach, read_disk, write_disk};
-use testkit::{Disk, Node, World};
+use testkit::{Disk, Node, World, wait};
 use xtask::mounted::{FileSystem, Mounted};
 use xtask::setup;
 
@@ -139,7 +139,7 @@ fn import_and_materialize_share_room_on_btrfs() -> Result<()> {
     shares(FileSystem::Btrfs)
 }
 
-/// What a collection moves is shared again, and what it removes gives its room back.
+/// What a collection leaves, moved or in its place, is shared still, and what is dead gives its room back.
 fn is_collected(kind: FileSystem) -> Result<()> {
     let Some(mut place) = Place::new(kind)? else { return Ok(()) };
     let (all, mut some) = (Disk::random(2, SIZE), Disk(vec![0; SIZE]));
@@ -163,9 +163,39 @@ fn is_collected(kind: FileSystem) -> Result<()> {
 }
 
 #[test]
-fn what_a_collection_moves_stays_shared() -> Result<()> {
+fn what_a_collection_leaves_stays_shared() -> Result<()> {
     is_collected(FileSystem::Xfs)?;
     is_collected(FileSystem::Btrfs)
+}
+
+/// The node is killed when packs have grown so long, in the midst of an import that shares.
+fn is_sound_after_kills(kind: FileSystem) -> Result<()> {
+    let Some(mut place) = Place::new(kind)? else { return Ok(()) };
+    let disk = Disk::random(5, 96 << 20);
+    let file = place.file(&disk, "disk.raw")?;
+    for part in 1..6 {
+        let mut import = place.node().begin(&["import", &file, "vms/web", "--reflink", "always"])?;
+        let packs = place.path("node/store/packs");
+        let grown = || -> Result<bool> {
+            let lengths = std::fs::read_dir(&packs)?.map(|pack| Ok(pack?.metadata()?.len()));
+            Ok(lengths.sum::<Result<u64>>()? >= part * 8 * MIB)
+        };
+        wait::until("the packs have grown, or the import has ended", || {
+            Ok((grown()? || import.try_wait()?.is_some()).then_some(()))
+        })?;
+        place.start()?;
+        import.wait()?;
+        place.node().brant(&["store", "scrub"])?;
+        ensure!(place.node().json(&["store", "show"])?["scrub"]["damaged"] == 0);
+    }
+    place.node().brant(&["import", &file, "vms/web", "--reflink", "always"])?;
+    place.materialize("vms/web", "always", &disk).map(drop)
+}
+
+#[test]
+fn a_node_that_is_killed_in_the_midst_leaves_a_sound_store() -> Result<()> {
+    is_sound_after_kills(FileSystem::Xfs)?;
+    is_sound_after_kills(FileSystem::Btrfs)
 }
 
 /// Imports a file that cannot share its room: copied by itself, refused where it must share.

@@ -200,7 +200,7 @@ impl LocalStore {
     }
 
     /// Puts, and where there is no room, once more with the room of the hot tier.
-    fn with_room(&self, put: impl Fn() -> Result<Put, StoreError>) -> Result<Put, StoreError> {
+    fn with_room<T>(&self, put: impl Fn() -> Result<T, StoreError>) -> Result<T, StoreError> {
         match put() {
             Err(StoreError::Full { .. }) if self.hot.release() => put(),
             outcome => outcome,
@@ -310,7 +310,7 @@ impl ChunkStore for LocalStore {
         frozen: &FrozenFile,
         offset: u64,
     ) -> Result<Vec<Put>, StoreError> {
-        self.core.share(domain, chunks, frozen, offset)
+        self.with_room(|| self.core.share(domain, chunks, frozen, offset))
     }
 
     fn find_in_file(&self, chunk: &ChunkId, domains: &Domains) -> Result<Option<InFile>, StoreError> {

@@ -131,6 +131,12 @@ impl File for HostFile {
         Ok(())
     }
 
+    fn begin_writing(&self, offset: u64, length: u64) {
+        // Linux begins to write what is dirty in the range, without waiting, and lets go only of what is not. Where it is
+        // refused, `sync_data` does it.
+        let _ = rustix::fs::fadvise(&self.0, offset, NonZeroU64::new(length), Advice::DontNeed);
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
     }

@@ -192,6 +192,11 @@ pub trait File: Send + Sync + Debug + Any {
     /// The system's; then some of it may have been written.
     fn write_all_at(&self, parts: &[&[u8]], offset: u64) -> io::Result<()>;
 
+    /// Begins to write a range to the medium, so that less is left for [`sync_data`](File::sync_data). Advice only.
+    fn begin_writing(&self, offset: u64, length: u64) {
+        let _ = (offset, length);
+    }
+
     /// Makes what was written, and the length, durable.
     ///
     /// # Errors

@@ -26,6 +26,12 @@ const _: () = assert!(MAX_RECORDS * FOOTER_ENTRY_BYTES as u64 <= MAX_STORED_BYTE
 /// How much is written before the room on the file system is asked for again, in bytes.
 const ROOM_STEP_BYTES: u64 = 1 << 20;
 
+/// How much is appended before the medium is told to begin with it, in bytes.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
+
+/// What is written to the medium in one piece, in bytes: a last part of one is written with what follows.
+const PAGE_BYTES: u64 = 4096;
+
 /// A pack that is appended to.
 #[derive(Debug)]
 pub(crate) struct OpenPack {
@@ -77,6 +83,8 @@ pub(crate) struct Writer {
     dirty: Vec<Dirty>,
     directory_dirty: bool,
     sequence: u64,
+    /// The pack that the medium was told to begin with, and up to where.
+    written_back: (u32, u64),
     buffer: Vec<u8>,
 }
 
@@ -101,6 +109,7 @@ impl Writer {
             dirty,
             directory_dirty: false,
             sequence,
+            written_back: (position.pack, position.end),
             buffer: Vec::new(),
         }
     }
@@ -201,6 +210,19 @@ impl Writer {
         self.position = Checkpoint { pack: pack.number, end, records: open.records };
         self.sequence += records;
         self.mark_dirty(pack, None, false);
+        self.write_back(pack);
+    }
+
+    /// Has the medium begin with what was appended, so that a commit finds little left to wait for.
+    fn write_back(&mut self, pack: &Pack) {
+        if self.written_back.0 != pack.number {
+            self.written_back = (pack.number, 0);
+        }
+        let (begin, end) = (self.written_back.1, self.position.end / PAGE_BYTES * PAGE_BYTES);
+        if end >= begin + WRITE_BACK_BYTES {
+            pack.file.begin_writing(begin, end - begin);
+            self.written_back.1 = end;
+        }
     }
 
     /// Begins another pack, so that the one there is grows no more.

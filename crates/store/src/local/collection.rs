@@ -115,7 +115,9 @@ impl Core {
             step_bytes: 0,
             step_objects: 0,
         };
+        tracing::debug!("what is live is marked");
         let victims = collection.survey()?;
+        tracing::debug!(packs = victims.len(), "the packs are surveyed");
         if !options.dry_run {
             let swept = collection.sweep(&victims);
             // Also after an error: what was begun is brought to its end.
@@ -288,11 +290,13 @@ impl Collection<'_> {
         let repairs = core.repairs();
         let dead: usize = step.iter().map(|victim| victim.dead.len() * size_of::<u32>()).sum();
         self.report.memory_bytes = self.report.memory_bytes.max(self.tables_bytes + dead as u64);
+        tracing::debug!(packs = step.len(), "packs are condemned, and what must be copied is");
         core.remove_dead(step, self.forget)?;
         {
             let _committed = core.lock_unrepaired(repairs)?;
             core.persist_index()?;
         }
+        tracing::debug!("the dead have left the index");
         for victim in step {
             // Held meanwhile, so that an index that fails is not rebuilt from a pack that is on its way out.
             let _committed = core.lock_unrepaired(repairs)?;

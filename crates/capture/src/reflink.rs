@@ -34,7 +34,7 @@ pub enum ReflinkError {
     #[error("{0} shares no room with a store: only raw files do")]
     NotRaw(&'static str),
     /// The file system refuses.
-    #[error("the file and the store cannot share room")]
+    #[error(transparent)]
     Freeze(#[from] FreezeError),
 }
 

@@ -153,10 +153,10 @@ pub enum FreezeError {
     #[error("this store shares no room with files")]
     Unsupported,
     /// The file system has no sharing, or not between this file and the store.
-    #[error("the file system does not have this file and the store share room")]
+    #[error("the file and the store cannot share room")]
     Refused(#[source] std::io::Error),
     /// The file system shares only blocks that are longer than those of packs.
-    #[error("the file system shares blocks of {0} bytes, and the store has them of 4096")]
+    #[error("the file and the store cannot share room: the file system has blocks of {0} bytes, and the store of 4096")]
     Blocks(u64),
     /// The store failed; [`StoreError::Full`] where there is no room.
     #[error(transparent)]

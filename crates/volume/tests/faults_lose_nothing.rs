@@ -14,7 +14,6 @@ mod seeds;
 #[path = "simulation/step.rs"]
 mod step;
 
-use medium::Simulated;
 use medium::simulated::{Chance, Fault, Operation};
 
 use crate::model::{Crash, Model};
@@ -52,7 +51,7 @@ struct History {
 
 impl History {
     fn new(seed: u64) -> Self {
-        let rig = Some(Rig::open(&Simulated::new(seed)).unwrap());
+        let rig = Some(Rig::begin(seed).unwrap());
         Self { chance: Chance::new(!seed), rig, model: Model::default(), instead: None, failures: 0, broken: false }
     }
 

@@ -83,7 +83,7 @@ fn while_nothing_is_sealed() {
     }
     assert!(most <= bound(BLOCKS as u64 * RECORD), "{most} bytes for {SIZE}");
     // A snapshot that nobody seals keeps what it is, and no more.
-    let frozen = volumes.freeze(&[volume.clone()], |_| Vec::new()).unwrap().remove(0);
+    let frozen = volumes.freeze(std::slice::from_ref(&volume), |_| Vec::new()).unwrap().remove(0);
     let then = written.bytes.clone();
     for _ in 0..16 {
         written.overwrite(BLOCKS / 2);

@@ -42,7 +42,7 @@ struct History {
 
 impl History {
     fn new(seed: u64) -> Result<Self, String> {
-        let rig = Some(Rig::open(&Simulated::new(seed))?);
+        let rig = Some(Rig::begin(seed)?);
         Ok(Self {
             chance: Chance::new(!seed),
             rig,
@@ -115,7 +115,13 @@ impl History {
         self.moments += 1;
         for crash in [Crash::Kill, Crash::Power] {
             let left = self.leave(moment, crash);
-            self.recover(&left, before, after, crash).map_err(|what| format!("{crash:?}: {what}"))?;
+            let what = |what| format!("{crash:?}: {what}");
+            let (rig, _) = self.recover(&left, before, after, crash).map_err(what)?;
+            if self.chance.in_256(64) {
+                let chance = &mut self.chance;
+                let at = |moments| usize::try_from(chance.below(moments as u64)).expect("small");
+                rig.check_past(before, after, at).map_err(what)?;
+            }
         }
         Ok(())
     }
@@ -171,7 +177,7 @@ fn what_a_recovery_did_not_find_does_not_come_back() {
     let write = |first, tokens| Step::Write { name: "a".to_owned(), first, tokens: Tokens(tokens), fua: false };
     for seed in seeds::seeds(2000, 20_000) {
         let mut chance = Chance::new(seed);
-        let mut rig = Some(Rig::open(&Simulated::new(seed)).unwrap());
+        let mut rig = Some(Rig::begin(seed).unwrap());
         let mut model = Model::default();
         let name = "a".to_owned();
         // Writes are made piece by piece then, and so are lengths.

@@ -134,6 +134,15 @@ impl Disk {
         }
     }
 
+    /// The first sector that holds what it must not, where the disk may have grown since.
+    pub(crate) fn wrong_although_grown(&self, found: &[Token]) -> Option<String> {
+        let (own, grown) = found.split_at_checked(self.sectors()).unwrap_or((&[], found));
+        if own.len() < self.sectors() || grown.iter().any(|token| *token != 0) {
+            return Some(format!("{} sectors were {}", found.len(), self.sectors()));
+        }
+        self.wrong(own, Crash::Kill)
+    }
+
     /// The first sector that holds what it must not.
     pub(crate) fn wrong(&self, found: &[Token], crash: Crash) -> Option<String> {
         let differs = |(_, (sector, token)): &(usize, (&Sector, &Token))| !sector.allowed(crash).contains(token);
@@ -176,6 +185,8 @@ pub(crate) struct Model {
     pub(crate) versions: BTreeMap<u64, Vec<Option<Disk>>>,
     pub(crate) imports: BTreeMap<u64, Vec<u32>>,
     pub(crate) deleted: BTreeMap<u64, Disk>,
+    /// Of each protected volume, moments at which all of it was durable, and what it was then.
+    pub(crate) past: BTreeMap<String, Vec<(u64, Disk)>>,
 }
 
 /// Names and sizes: what changes all or nothing.
@@ -262,6 +273,7 @@ impl Model {
             let known = disks.iter().map(|disk| disk.as_ref().map(|tokens| Disk::known(tokens))).collect();
             model.versions.insert(*number, known);
         }
+        model.past.retain(|name, _| after.past.contains_key(name));
         model
     }
 }

@@ -1,21 +1,31 @@
 //! A node's store and volumes on a simulated medium, and a look at everything in them.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
 use medium::{Medium, Simulated};
 use store::{
-    ChunkStore, CollectOptions, Domain, IncompleteRoots, Key, Live, LiveRoots, LiveTree, LocalOptions, LocalStore,
-    NoSource,
+    ChunkStore, CollectOptions, Domain, IncompleteRoots, Key, Live, LiveRoots, LocalOptions, LocalStore, NoSource,
 };
 use types::{FrozenId, Progress, VolumeId};
-use volume::{BlockDevice, Readiness, TreeBase, VolumeOptions, Volumes};
+use volume::{BlockDevice, Clock, Readiness, VolumeOptions, Volumes};
 
-use crate::model::{Found, SECTOR, Token, fill, read_token, token};
+use crate::model::{Found, Model, SECTOR, Token, fill, read_token, token};
 
 /// Where a version's frozen disks are recorded.
 pub(crate) const VERSION: &str = "version/";
+
+thread_local! {
+    /// What time it is in a simulation, in milliseconds since 1970; never put back.
+    static NOW_MS: Cell<u64> = const { Cell::new(1) };
+}
+
+/// Lets the clock go on to a moment.
+pub(crate) fn go_on_to(now_ms: u64) {
+    NOW_MS.set(NOW_MS.get().max(now_ms));
+}
 
 /// Where an import's objects are recorded.
 pub(crate) const IMPORT: &str = "import/";
@@ -33,6 +43,12 @@ pub(crate) fn told(error: &dyn std::error::Error) -> String {
 }
 
 impl Rig {
+    /// Begins with an empty medium, and the clock anew.
+    pub(crate) fn begin(seed: u64) -> Result<Self, String> {
+        NOW_MS.set(1);
+        Self::open(&Simulated::new(seed))
+    }
+
     /// Opens what a medium holds, with packs so small that a few chunks fill one.
     pub(crate) fn open(medium: &Simulated) -> Result<Self, String> {
         let options = LocalOptions { pack_bytes: 150_000, cache_bytes: 1 << 20, hot_bytes: 0, reserve_bytes: 0 };
@@ -42,6 +58,7 @@ impl Rig {
         // Small, so that a short history fills, empties and uses again many a segment; when that is, is for the seed.
         let mut options = VolumeOptions::default();
         (options.segment_bytes, options.pool_bytes, options.tidy_in_background) = (20_000, 60_000, false);
+        options.clock = Clock::new(|| NOW_MS.get());
         let volumes = Volumes::open_on(medium.shared(), directory, store.clone(), source, options)
             .map_err(|error| format!("the volumes do not open: {}", told(&error)))?;
         Ok(Self { medium: medium.clone(), store, volumes })
@@ -118,6 +135,30 @@ impl Rig {
         Ok(objects)
     }
 
+    /// Checks that protected volumes still have their past, of which `at` chooses one moment each.
+    pub(crate) fn check_past(
+        &self,
+        before: &Model,
+        after: &Model,
+        mut at: impl FnMut(usize) -> usize,
+    ) -> Result<(), String> {
+        for (name, moments) in before.past.iter().filter(|(name, _)| after.past.contains_key(*name)) {
+            let Some(volume) = self.volumes.get(&name.parse().expect("a name")) else { continue };
+            if moments.is_empty() {
+                continue;
+            }
+            let (at_ms, disk) = &moments[at(moments.len())];
+            let probe = "probe".parse().expect("a name");
+            let failed = |error: &dyn std::error::Error| format!("{name} as of {at_ms}: {}", told(error));
+            let clone = self.volumes.clone_at(&volume, *at_ms, &probe).map_err(|error| failed(&error))?;
+            if let Some(wrong) = disk.wrong_although_grown(&read_disk(&*clone)?) {
+                return Err(format!("{name} as of {at_ms}: {wrong}"));
+            }
+            self.volumes.remove(&probe).map_err(|error| failed(&error))?;
+        }
+        Ok(())
+    }
+
     /// Checks that there is no journal that no layer owns.
     pub(crate) fn check_nothing_is_left_over(&self) -> Result<(), String> {
         let journals = self.medium.list(Path::new("/node/volumes/layers")).map_err(|error| error.to_string())?;
@@ -140,16 +181,9 @@ impl Rig {
 
 impl LiveRoots for Rig {
     fn visit(&self, live: &mut dyn FnMut(Live)) -> Result<(), IncompleteRoots> {
-        let tree = |base: TreeBase| {
-            let TreeBase { size_bytes, root, domains, .. } = base;
-            Some(Live::Tree(LiveTree { root: root?, size_bytes, domains, chunks: true, partial: false }))
-        };
-        self.volumes.list().iter().filter_map(|volume| tree(volume.base())).for_each(&mut *live);
-        self.volumes.deleted().iter().filter_map(|volume| tree(volume.status().base)).for_each(&mut *live);
-        for (name, _) in self.store.roots().list("frozen/") {
-            let id = name["frozen/".len()..].parse().expect("an id");
-            let frozen = self.volumes.frozen(id);
-            frozen.and_then(|frozen| tree(frozen.base())).into_iter().for_each(&mut *live);
+        for (name, value) in self.store.roots().list("") {
+            let trees = volume::live_trees(&name, &value).expect("volumes can read their own records");
+            trees.into_iter().flatten().map(Live::Tree).for_each(&mut *live);
         }
         for (_, record) in self.store.roots().list(IMPORT) {
             for object in record.as_chunks::<4>().0 {

@@ -4,10 +4,10 @@
 use medium::simulated::Chance;
 use store::ChunkStore;
 use types::{Name, Progress};
-use volume::{BlockDevice, Durability, RevertTo, VolumeError};
+use volume::{BlockDevice, Durability, Protection, RevertTo, VolumeError};
 
 use crate::model::{Disk, Model, SECTOR, Token, fill, token};
-use crate::rig::{IMPORT, Rig, VERSION, object_of, told};
+use crate::rig::{IMPORT, Rig, VERSION, go_on_to, object_of, told};
 
 const NAMES: [&str; 5] = ["a", "b", "c", "d", "e"];
 
@@ -104,6 +104,18 @@ pub(crate) enum Step {
         disk: usize,
         number: u64,
     },
+    /// From now on any moment can be cloned, until it is not protected any more.
+    Protect {
+        name: String,
+    },
+    Unprotect {
+        name: String,
+    },
+    /// All that was written is durable, and before anything else is a millisecond passes.
+    Moment {
+        name: String,
+        at_ms: u64,
+    },
     Collect,
     Reopen,
 }
@@ -138,7 +150,8 @@ impl Step {
             })
             .collect();
         let deleted: Vec<u64> = model.deleted.keys().copied().collect();
-        let step = match chance.below(106) {
+        let protected: Vec<String> = model.past.keys().cloned().collect();
+        let step = match chance.below(117) {
             0..2 => {
                 Self::Create { name: pick(chance, &free)?.to_owned(), sectors: index(1 + chance.below(MOST_SECTORS)) }
             }
@@ -185,6 +198,9 @@ impl Step {
                 let (version, disk) = pick(chance, &frozen)?;
                 Self::Revert { name: pick(chance, &names)?, version, disk, number }
             }
+            105..108 => Self::Protect { name: pick(chance, &names)? },
+            108..109 => Self::Unprotect { name: pick(chance, &protected)? },
+            109..116 => Self::Moment { name: pick(chance, &protected)?, at_ms: 1000 * (1 + number) },
             _ => Self::Reopen,
         };
         Some(step)
@@ -265,12 +281,16 @@ impl Step {
             Self::Forget { version, disk } => {
                 model.versions.get_mut(version).expect("chosen from the model")[*disk] = None;
             }
-            Self::Remove { name } => drop(model.disks.remove(name)),
+            Self::Remove { name } => {
+                model.disks.remove(name);
+                model.past.remove(name);
+            }
             Self::Grow { name, sectors } => model.disks.get_mut(name).expect("chosen from the model").grow(*sectors),
             Self::Import { number, objects, .. } => drop(model.imports.insert(*number, objects.clone())),
             Self::DropImport { number } => drop(model.imports.remove(number)),
             Self::Delete { name, number } => {
                 let disk = model.disks.remove(name).expect("chosen from the model");
+                model.past.remove(name);
                 model.deleted.insert(*number, disk.freeze());
             }
             Self::Restore { number, name } => {
@@ -282,6 +302,14 @@ impl Step {
                 let frozen = model.versions[version][*disk].clone().expect("chosen from the model");
                 let before = model.disks.insert(name.clone(), frozen).expect("chosen from the model");
                 model.deleted.insert(*number, before.freeze());
+            }
+            Self::Protect { name } => drop(model.past.entry(name.clone()).or_default()),
+            Self::Unprotect { name } => drop(model.past.remove(name)),
+            Self::Moment { name, at_ms } => {
+                let disk = model.disks.get_mut(name).expect("chosen from the model");
+                disk.flush();
+                let then = disk.freeze();
+                model.past.get_mut(name).expect("chosen from the model").push((*at_ms, then));
             }
             Self::Tidy { .. } | Self::Seal { .. } | Self::Fold { .. } | Self::Collect | Self::Reopen => {}
         }
@@ -356,6 +384,16 @@ impl Step {
             Self::Revert { name, version, disk, number } => {
                 let to = RevertTo::Frozen(rig.version(*version)[*disk]);
                 rig.volumes.revert(&device(name), to, *number, &number.to_string()).map(drop)
+            }
+            Self::Protect { name } => {
+                rig.volumes.protect(&device(name), Protection { for_ms: 1 << 40, space_bytes: None })
+            }
+            Self::Unprotect { name } => rig.volumes.unprotect(&device(name)),
+            Self::Moment { name, at_ms } => {
+                go_on_to(*at_ms);
+                let flushed = device(name).flush().map_err(VolumeError::from);
+                go_on_to(at_ms + 1);
+                flushed
             }
             Self::Reopen => Ok(()),
         };

@@ -38,7 +38,7 @@ const SEEN_ONCE: usize = 1 << 16;
 const ROOM_STEP: u32 = 256;
 
 /// What stays free on the file system, whatever the tier may hold: this part of it, and at least so many bytes.
-const FREE_PART: u64 = 10;
+const FREE_PART: u64 = 32;
 const FREE_BYTES: u64 = 1 << 30;
 
 /// Plain copies of chunks on disk.

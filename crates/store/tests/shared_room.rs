@@ -100,6 +100,33 @@ fn what_is_known_or_there_twice_is_stored_once_and_claimed() {
 }
 
 #[test]
+fn threads_that_share_the_same_store_one_copy() {
+    let medium = Simulated::new(9);
+    let store = open(&medium);
+    let chunks: Vec<_> = (0..40).map(chunk).collect();
+    let (_, frozen) = disk(&medium, &store, &chunks);
+    let new: usize = std::thread::scope(|scope| {
+        let work = |thread: usize| {
+            let (store, chunks, frozen) = (&store, &chunks, &frozen);
+            move || {
+                // Each goes round from another place.
+                let runs = (0..8).map(|step| (step + 2 * thread) % 8 * 5);
+                runs.flat_map(|first| share(store, Domain::OWN, &chunks[first..first + 5], frozen, first))
+                    .filter(|new| *new)
+                    .count()
+            }
+        };
+        let threads: Vec<_> = (0..4).map(|thread| scope.spawn(work(thread))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum()
+    });
+    assert_eq!((new, store.statistics().unwrap().objects), (40, 40));
+    store.commit().unwrap();
+    let store = open(&medium.power_cut(9));
+    assert_eq!((store.recovery().records, store.recovery().damages), (40, 0));
+    assert!(chunks.iter().all(|plain| is_shared(&store, plain, Domain::OWN)));
+}
+
+#[test]
 fn where_files_share_nothing_it_says_so_and_nothing_is_left() {
     let medium = Simulated::new(3);
     let store = open(&medium);

@@ -256,7 +256,10 @@ impl ChunkStore for LocalStore {
         }
         let removals = self.core.removals.load(Ordering::Acquire);
         let Some(loaded) = self.load(key, domains)? else { return Ok(None) };
-        self.hot.missed(key, &loaded.plain, &loaded.domains, buffer.len() < loaded.plain.len());
+        if self.hot.missed(key, &loaded.plain, &loaded.domains, buffer.len() < loaded.plain.len()) {
+            // The page cache has it from now on: twice would be once too often.
+            self.cache.remove(key);
+        }
         if self.core.removals.load(Ordering::Acquire) != removals {
             self.hot.forget(key);
         }
@@ -432,6 +435,23 @@ mod tests {
         let cached = samples.iter().find(|plain| store.cache.contains_key(&chunk_key(plain))).expect("one is cached");
         std::fs::write(directory.path().join("packs/00000001.pack"), b"").unwrap();
         assert_eq!(store.get(&chunk_key(cached), &Domain::OWN.into()).unwrap().unwrap(), *cached);
+    }
+
+    #[test]
+    fn what_has_a_copy_in_the_hot_tier_is_not_in_memory_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = LocalOptions { reserve_bytes: 0, ..LocalOptions::default() };
+        let store = LocalStore::open(directory.path(), options).unwrap();
+        let plain = sample(1, 65536);
+        let key = chunk_key(&plain);
+        store.put(&key, Domain::OWN, &plain).unwrap();
+        for _ in 0..2 {
+            let mut part = [0; 512];
+            assert_eq!(store.read_at(&key, &Domain::OWN.into(), 1024, &mut part).unwrap(), Some(65536));
+            assert_eq!(part, plain[1024..1536]);
+            let hot = store.hot.read(&key, &Domain::OWN.into(), 0, &mut part);
+            assert!(hot && !store.cache.contains_key(&key));
+        }
     }
 
     #[test]

@@ -61,7 +61,7 @@ pub struct VolumeOptions {
 impl Default for VolumeOptions {
     fn default() -> Self {
         Self {
-            journal_limit_bytes: 1 << 30,
+            journal_limit_bytes: 2 << 30,
             reserve_bytes: 256 << 20,
             node_cache_bytes: 16 << 20,
             segment_bytes: 32 << 20,

@@ -154,23 +154,25 @@ impl HotTier {
         true
     }
 
-    /// Tells the tier that a chunk, or a part of it, had to be read from its pack.
-    pub(crate) fn missed(&self, key: &Key, plain: &Bytes, domains: &Arc<[Domain]>, is_part: bool) {
+    /// Tells the tier that a chunk, or a part of it, had to be read from its pack; says whether there is a copy now.
+    pub(crate) fn missed(&self, key: &Key, plain: &Bytes, domains: &Arc<[Domain]>, is_part: bool) -> bool {
         if self.slots == 0 || plain.len() != CHUNK_BYTES {
-            return;
+            return false;
         }
         let copies = self.current();
         let full = copies.is_full();
         // Who reads all of a disk once drives nothing out, and has nothing written.
         if (full && !is_part) || ((full || !is_part) && self.first_time(key)) {
-            return;
+            return false;
         }
-        let Some(slot) = copies.slot(|| self.has_room(&copies)) else { return };
+        let Some(slot) = copies.slot(|| self.has_room(&copies)) else { return false };
         let checksums = std::array::from_fn(|block| self.key.checksum(&plain[block * BLOCK_BYTES..][..BLOCK_BYTES]));
-        match copies.file(&self.directory).and_then(|file| file.write_all_at(plain, slot.place())) {
+        let written = copies.file(&self.directory).and_then(|file| file.write_all_at(plain, slot.place()));
+        match &written {
             Ok(()) => copies.chunks.insert(*key, Arc::new(Copy { slot, checksums, domains: domains.clone() })),
             Err(error) => tracing::debug!(%error, "could not make a hot copy"),
         }
+        written.is_ok()
     }
 
     /// Lets go of a chunk's copy.

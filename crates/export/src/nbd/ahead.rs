@@ -18,7 +18,7 @@ const MOST_BYTES: usize = 512 << 10;
 const MOST_READS: usize = 64;
 const MOST_BYTES_READ: u64 = 4 << 20;
 
-/// A read that takes longer, and a quarter of a nanosecond for each byte, had to wait for the medium.
+/// A read that takes longer, and half a nanosecond for each byte, had to wait for the medium.
 const FAST: Duration = Duration::from_micros(20);
 /// For how many reads after such a one the medium is told before.
 const SLOW_READS: u32 = 64;
@@ -92,7 +92,7 @@ impl Foresight {
 
     /// Notes how long a read took.
     pub(crate) fn has_read(&mut self, length: u32, took: Duration) {
-        let fast = FAST + Duration::from_nanos(u64::from(length) / 4);
+        let fast = FAST + Duration::from_nanos(u64::from(length) / 2);
         self.slow = if took > fast { SLOW_READS } else { self.slow.saturating_sub(1) };
     }
 }

@@ -233,7 +233,9 @@ fn a_read_of_what_nobody_has_is_answered_by_the_successor() -> Result<()> {
         pair.b.replace(&e2e::brant())?;
     }
     ensure!(!reader.is_finished(), "nobody has the data");
-    ensure!(connections(&pair.b)? == connected, "the reader is connected");
+    // A client opens further connections after its first one.
+    let now = connections(&pair.b)?;
+    ensure!(now >= connected, "of {connected} connections there are {now}");
     pair.a = pair.world.start_node("a")?;
     let found = reader.join().expect("the reader panicked")?;
     ensure!(found.first_difference(&disk).is_none(), "the data are wrong");

@@ -8,7 +8,11 @@ set -euo pipefail
 [ $# -ge 4 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 brant=$(realpath "$1") rounds=$3; mkdir -p "$2"; cd "$2"; shift 3
 export BORG_UNENCRYPTED_REPO_ACCESS_IS_OK=yes BORG_BASE_DIR=$PWD/borg-home
-seconds() { local begin; begin=$(date +%s%N); "$@" >/dev/null 2>&1; echo "$(( ($(date +%s%N) - begin) / 1000000 )) ms"; }
+seconds() {
+  local begin; begin=$(date +%s%N)
+  "$@" >/dev/null 2>failed.log || { echo "FAILED: $(head -1 failed.log)"; return; }
+  echo "$(( ($(date +%s%N) - begin) / 1000000 )) ms"
+}
 for round in $(seq "$rounds"); do
   rm -rf borg node; borg init -e none borg
   "$brant" node serve --dir node --bind 127.0.0.1:0 >ready 2>log & node=$!

@@ -53,6 +53,7 @@ volume wide "$gib"; truncate -s "${gib}G" raw.img
 nbdkit -f -U "$PWD/nbdkit.sock" file raw.img & nbdkit=$!
 until [ -S nbdkit.sock ]; do sleep 0.1; done
 space() { du -sB1M node | cut -f1; }
+echo "2. the node takes $(space) MiB before, with the snapshots and the volume of 1"
 (while sleep 10; do space; done) >spaces & sampler=$!
 for minute in $(seq "$minutes"); do
   echo "2. minute $minute brant:  $(write "$(uri wide)" "${gib}g" 60), node takes $(space) MiB"

@@ -144,11 +144,10 @@ impl Ingest<'_> {
                 .filter(data)
                 .map(|(index, plain)| (index, format::chunk_id(plain)))
                 .collect();
-            let shared = self.share_new(&chunks)?;
+            let (shared, rest) = self.share_new(&chunks)?;
             let mut moved = shared;
-            for (index, id) in &chunks {
+            for (index, id) in &rest {
                 let at = usize::try_from(index - first).expect("a piece is short") * CHUNK_BYTES;
-                // What was shared is known by now.
                 if let Some(stored_bytes) = self.store_new(&(*id).into(), &buffer[at..at + CHUNK_BYTES])? {
                     self.counts.new_chunks.fetch_add(1, Ordering::Relaxed);
                     moved += stored_bytes;
@@ -160,15 +159,17 @@ impl Ingest<'_> {
         })
     }
 
-    /// Has the store share what it does not have yet, as far as it can, and returns how much that is, in bytes.
-    fn share_new(&self, chunks: &[(u64, ChunkId)]) -> Result<u64, StoreError> {
-        let Some((frozen, file_bytes)) = self.disk.frozen() else { return Ok(0) };
+    /// Has the store share what it does not have yet, as far as it can; returns how much that is, in bytes, and the chunks
+    /// that are left to be stored.
+    fn share_new(&self, chunks: &[(u64, ChunkId)]) -> Result<(u64, Vec<(u64, ChunkId)>), StoreError> {
+        let Some((frozen, file_bytes)) = self.disk.frozen() else { return Ok((0, chunks.to_vec())) };
         // The disk's last chunk may reach beyond the file's end.
         let whole = file_bytes / CHUNK_BYTES as u64;
+        let (inside, mut rest): (Vec<_>, Vec<_>) = chunks.iter().partition(|(index, _)| *index < whole);
         let mut new = Vec::new();
-        for (index, id) in chunks.iter().filter(|(index, _)| *index < whole) {
-            if !self.store.contains(&(*id).into(), &self.domains)? {
-                new.push((*index, *id));
+        for (index, id) in inside {
+            if !self.store.contains(&id.into(), &self.domains)? {
+                new.push((index, id));
             }
         }
         let mut shared_chunks = 0;
@@ -176,11 +177,12 @@ impl Ingest<'_> {
             let ids: Vec<ChunkId> = run.iter().map(|(_, id)| *id).collect();
             let puts = self.store.share(self.domain, &ids, frozen, run[0].0 * CHUNK_BYTES as u64)?;
             shared_chunks += puts.iter().filter(|put| put.new).count() as u64;
+            rest.extend(run.iter().skip(puts.len()));
         }
         let shared = shared_chunks * CHUNK_BYTES as u64;
         self.counts.new_chunks.fetch_add(shared_chunks, Ordering::Relaxed);
         self.counts.shared_bytes.fetch_add(shared, Ordering::Relaxed);
-        Ok(shared)
+        Ok((shared, rest))
     }
 
     /// Stores what the domain has not yet; the bytes that it took where no domain had it.

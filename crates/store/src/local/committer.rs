@@ -257,11 +257,7 @@ impl Core {
             (None, Some(stored)) => {
                 let entry = append_object(&mut writer, key, domain, &stored)?;
                 let put = Put { new: true, stored_bytes: entry.stored_bytes };
-                let waiting = match found {
-                    Some(dead) => self.pending.supersede(*key, &dead, entry),
-                    None => self.pending.insert(*key, entry),
-                };
-                (waiting, put)
+                (self.pending.enter(*key, found.as_ref(), entry), put)
             }
             (None, None) => return Ok(None),
         };

@@ -42,9 +42,12 @@ impl Pending {
         maps.fresh.get(key).or_else(|| maps.committing.get(key)).cloned()
     }
 
-    /// Enters an object that was not there; returns how many wait for a commit.
-    pub(crate) fn insert(&self, key: Key, entry: Entry) -> usize {
+    /// Enters an object that was not there, or only as one that does not count any more; returns how many wait for a commit.
+    pub(crate) fn enter(&self, key: Key, dead: Option<&Entry>, entry: Entry) -> usize {
         let mut maps = self.write();
+        if let Some(dead) = dead {
+            maps.totals.subtract(dead);
+        }
         maps.totals.add(&entry);
         maps.fresh.insert(key, entry);
         maps.fresh.len()
@@ -53,15 +56,6 @@ impl Pending {
     /// Enters the new state of an object that was there.
     pub(crate) fn replace(&self, key: Key, entry: Entry) -> usize {
         let mut maps = self.write();
-        maps.fresh.insert(key, entry);
-        maps.fresh.len()
-    }
-
-    /// Enters an object in the place of one that does not count any more.
-    pub(crate) fn supersede(&self, key: Key, old: &Entry, entry: Entry) -> usize {
-        let mut maps = self.write();
-        maps.totals.subtract(old);
-        maps.totals.add(&entry);
         maps.fresh.insert(key, entry);
         maps.fresh.len()
     }

@@ -91,7 +91,7 @@ impl Core {
         let (mut waiting, mut puts, mut at) = (0, Vec::with_capacity(chunks.len()), 0);
         while let Some(key) = chunks.get(at) {
             let found = self.find_once(key).map_err(index_error(&self.directory.path))?;
-            if let Some(entry) = found.and_then(|entry| asking.apply(entry)) {
+            if let Some(entry) = found.clone().and_then(|entry| asking.apply(entry)) {
                 let mut put = Put { new: false, stored_bytes: entry.stored_bytes };
                 if !entry.domains.contains(&domain) {
                     (waiting, put) = self.claim(&mut writer, &asking, key, domain, entry)?;
@@ -101,16 +101,12 @@ impl Core {
                 at += 1;
                 continue;
             }
-            let run = self.run_of_new(&chunks[at..], &asking)?;
+            let (run, dead) = self.run_of_new(&chunks[at..], found, &asking)?;
             let from = offset + (at * CHUNK_BYTES) as u64;
             let Some(entries) = append_shared(&mut writer, run, domain, &**source, from)? else { break };
-            for (key, entry) in run.iter().zip(entries) {
+            for ((key, dead), entry) in run.iter().zip(dead).zip(entries) {
                 puts.push(Put { new: true, stored_bytes: entry.stored_bytes });
-                let dead = self.find_once(key).map_err(index_error(&self.directory.path))?;
-                waiting = match dead {
-                    Some(dead) => self.pending.supersede(*key, &dead, entry),
-                    None => self.pending.insert(*key, entry),
-                };
+                waiting = self.pending.enter(*key, dead.as_ref(), entry);
                 self.holding.pin(key, [domain]);
             }
             at += run.len();
@@ -118,17 +114,23 @@ impl Core {
         Ok((waiting, puts))
     }
 
-    /// The chunks from the first on that are new, each once. The writer is locked.
-    fn run_of_new<'k>(&self, chunks: &'k [Key], asking: &super::Asking<'_>) -> Result<&'k [Key], StoreError> {
-        let mut length = 1;
-        while let Some(key) = chunks.get(length).filter(|key| !chunks[..length].contains(key)) {
+    /// The chunks from the first on that are new, each once, and what is known of each that does not count any more; of
+    /// the first that is given. The writer is locked.
+    fn run_of_new<'k>(
+        &self,
+        chunks: &'k [Key],
+        first: Option<Entry>,
+        asking: &super::Asking<'_>,
+    ) -> Result<(&'k [Key], Vec<Option<Entry>>), StoreError> {
+        let mut dead = vec![first];
+        while let Some(key) = chunks.get(dead.len()).filter(|key| !chunks[..dead.len()].contains(key)) {
             let found = self.find_once(key).map_err(index_error(&self.directory.path))?;
-            if found.and_then(|entry| asking.apply(entry)).is_some() {
+            if found.clone().and_then(|entry| asking.apply(entry)).is_some() {
                 break;
             }
-            length += 1;
+            dead.push(found);
         }
-        Ok(&chunks[..length])
+        Ok((&chunks[..dead.len()], dead))
     }
 }
 

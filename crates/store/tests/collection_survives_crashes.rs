@@ -117,6 +117,40 @@ fn at_any_step_of_hollowing() {
     assert!(report.hollowed_packs > 1 && report.freed_bytes > 200_000, "{report:?}");
 }
 
+/// What a store says is present in the other domain is so after its index was made anew, too. The other domain's tree is
+/// dead, and its claims lie in packs that are emptied; the objects lie in one that is not.
+fn claims_stay_true_with(sizes: Sizes) {
+    let medium = Simulated::new(11);
+    let store = open(&medium, sizes);
+    // More than a pack, so that the first one is live throughout.
+    let live = [0, 5, 6, 7]
+        .map(|number| live_tree(put_tree(&*store, Domain::OWN, &disk(100 * number, sizes)), 8, &Domain::OWN.into()));
+    store.commit().unwrap();
+    for number in [1, 2] {
+        put_tree(&*store, Domain::OWN, &disk(100 * number, sizes));
+        put_tree(&*store, OTHER, &disk(0, sizes));
+    }
+    store.commit().unwrap();
+    let report = collect(&*store, &live).unwrap();
+    assert!(report.removed_packs + report.hollowed_packs > 0, "{report:?}");
+    let counted_on = count(&store, 0, OTHER, sizes);
+    assert!(counted_on > 0, "the test shows something: {report:?}");
+    store.commit().unwrap();
+    drop(store);
+    let store = open(&medium, sizes);
+    assert_eq!(count(&store, 0, OTHER, sizes), counted_on, "{report:?}");
+}
+
+#[test]
+fn claims_of_the_dead_stay_true_where_packs_are_copied() {
+    claims_stay_true_with(COPIED);
+}
+
+#[test]
+fn claims_of_the_dead_stay_true_where_packs_are_hollowed() {
+    claims_stay_true_with(HOLLOWED);
+}
+
 /// A store that was hollowed, and the places of its packs.
 fn hollowed(medium: &Simulated) -> (Vec<Live>, Vec<PathBuf>) {
     let (store, live) = prepared(medium, HOLLOWED);

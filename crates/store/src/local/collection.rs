@@ -6,7 +6,7 @@
 //! pack that nothing refers to; the next collection takes them. Readers hold no lock: one that finds a pack gone, or
 //! nothing in it, asks the index again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -259,11 +259,11 @@ impl Collection<'_> {
         Ok(())
     }
 
-    /// Writes anew that an object of another pack is present in one more domain.
+    /// Writes anew that an object of another pack is present in one more domain, if the index says so, whether anything
+    /// refers to it there or not: it is counted on as long as the index says it.
     fn copy_claim(&mut self, number: u32, record: &FooterEntry) -> Result<(), CollectError> {
-        let (Some(key), domain) = (key_of(&record.header), Domain(record.header.domain)) else { return Ok(()) };
-        if self.keeps(&key, domain) {
-            self.core.claim_again(&key, number, domain)?;
+        let Some(key) = key_of(&record.header) else { return Ok(()) };
+        if self.core.claim_again(&key, number, Domain(record.header.domain))? {
             self.step_bytes += RECORD_HEADER_BYTES as u64;
             self.report.moved_bytes += RECORD_HEADER_BYTES as u64;
         }
@@ -307,21 +307,32 @@ impl Collection<'_> {
                     core.remove_pack(victim.number)?;
                     self.report.removed_packs += 1;
                 }
-                End::Hollowed => {
-                    let pack = core.packs.pack(victim.number)?;
-                    let is_kept = |record: &FooterEntry| match record.header.record {
-                        RecordType::Object | RecordType::Apart => !victim.is_dead(record.place),
-                        _ => self.is_live(record),
-                    };
-                    if let Some(freed) = core.hollow(&pack, is_kept)? {
-                        self.report.freed_bytes += freed;
-                        self.report.hollowed_packs += 1;
-                    }
-                }
+                End::Hollowed => self.hollow(victim)?,
                 End::Open => {}
             }
         }
         sync_directory(&*core.packs.medium, &core.packs.directory)
+    }
+
+    /// Gives the room of what is dead in a pack back. A claim goes only if the index does not say it any more.
+    fn hollow(&mut self, victim: &Victim) -> Result<(), StoreError> {
+        let pack = self.core.packs.pack(victim.number)?;
+        let mut untrue = HashSet::new();
+        for record in pack.footer()?.iter().flat_map(|(records, _)| records) {
+            if record.header.record == RecordType::Claim && !self.core.is_true_claim(record)? {
+                untrue.insert(record.place);
+            }
+        }
+        let is_kept = |record: &FooterEntry| match record.header.record {
+            RecordType::Object | RecordType::Apart => !victim.is_dead(record.place),
+            RecordType::Claim => !untrue.contains(&record.place),
+            RecordType::Footer | RecordType::Room => true,
+        };
+        if let Some(freed) = self.core.hollow(&pack, is_kept)? {
+            self.report.freed_bytes += freed;
+            self.report.hollowed_packs += 1;
+        }
+        Ok(())
     }
 }
 
@@ -391,16 +402,27 @@ impl Core {
         Ok(true)
     }
 
-    /// Appends a claim again whose record is going, if it is true and of an object that stays where it is.
-    fn claim_again(&self, key: &Key, going: u32, domain: Domain) -> Result<(), StoreError> {
+    /// Appends a claim again whose record is going, if it is true and of an object that stays where it is. Says whether
+    /// it was appended.
+    fn claim_again(&self, key: &Key, going: u32, domain: Domain) -> Result<bool, StoreError> {
+        let asking = self.condemned.ask();
         let mut writer = self.lock_writer();
         self.require_running()?;
         let found = self.find_once(key).map_err(index_error(&self.directory.path))?;
-        let true_claim = |entry: &Entry| entry.pack != going && entry.domains.contains(&domain);
-        match found.filter(true_claim) {
-            Some(entry) => append_claim(&mut writer, key, domain, &entry),
-            None => Ok(()),
-        }
+        let found = found.filter(|entry| entry.pack != going).and_then(|entry| asking.apply(entry));
+        let Some(entry) = found.filter(|entry| entry.domains.contains(&domain)) else { return Ok(false) };
+        append_claim(&mut writer, key, domain, &entry)?;
+        Ok(true)
+    }
+
+    /// Whether the object of a claim is present in its domain.
+    fn is_true_claim(&self, record: &FooterEntry) -> Result<bool, StoreError> {
+        let asking = self.condemned.ask();
+        // Of what has no key nobody knows.
+        let Some(key) = key_of(&record.header) else { return Ok(true) };
+        let found = self.find_once(&key).map_err(index_error(&self.directory.path))?;
+        let domain = Domain(record.header.domain);
+        Ok(found.and_then(|entry| asking.apply(entry)).is_some_and(|entry| entry.domains.contains(&domain)))
     }
 }
 

@@ -138,10 +138,4 @@ impl Collection<'_> {
             share.hollow_bytes = left.map(|left| allocated_bytes.saturating_sub(left));
         }
     }
-
-    /// Whether what a record is about is live, whatever copy it is.
-    pub(crate) fn is_live(&self, record: &FooterEntry) -> bool {
-        // Of what has no key nobody knows.
-        key_of(&record.header).is_none_or(|key| self.marks.find(&key).is_some() || self.pins.contains(&key))
-    }
 }

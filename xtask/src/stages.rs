@@ -195,7 +195,10 @@ fn make_judges(_: &Selection) -> Result<Tally> {
         None => judges::make(&judges::default_directory())?,
         missing => missing,
     };
-    Ok(missing.map_or_else(Tally::pass, |reason| Tally::skip("libnbd's and QEMU's tests", &reason)))
+    let mut tally = missing.map_or_else(Tally::pass, |reason| Tally::skip("libnbd's and QEMU's tests", &reason));
+    tally.add(Tally::skip("libnbd's get-size", "it wants a disk of 123456789 bytes, and disks here are whole sectors"));
+    tally.add(Tally::skip("libnbd's tests with a PSK", "rustls has none for TLS 1.3 (docs/decisions/007)"));
+    Ok(tally)
 }
 
 fn end_to_end(selection: &Selection) -> Result<Tally> {

@@ -1,10 +1,12 @@
-//! Slows writes down, and at last stops them, long before journals have taken the room that others need.
+//! Says when journals are to be folded, and slows writes down, and at last stops them, long before journals have taken
+//! the room that others need.
 //!
 //! Two things press: journals that have grown far beyond what is folded, and a file system that fills up. From half of
 //! either on writes become slower, the more the less is left, so that folding catches up; what is held in reserve is never
 //! written to, so that folding, the roots and the catalog have room to work. The room is looked at once for every few
 //! megabytes, more often when little is left.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use medium::Room;
@@ -29,12 +31,48 @@ const LONGEST: Duration = Duration::from_millis(250);
 /// Parts of one, for shares.
 const WHOLE: u64 = 1000;
 
+/// A volume rests while less than this is written to it in a second, in bytes.
+const RESTING_RATE: u64 = 4 << 20;
+
+/// For how long writes are counted to see whether a volume rests, in milliseconds.
+const REST_MS: u64 = 5_000;
+
 /// What a volume's writes have to keep to.
 #[derive(Debug)]
 pub(crate) struct Pressure {
-    journal_limit_bytes: u64,
-    reserve_bytes: u64,
+    limits: Limits,
     state: Mutex<Pace>,
+    rest: Mutex<Rest>,
+    /// What was admitted, in bytes.
+    written_bytes: AtomicU64,
+}
+
+/// What is set for a volume.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// How much may count in the journals before they are folded, whatever the guest does, in bytes.
+    pub(crate) journal_bytes: u64,
+    /// The same for a volume that rests.
+    pub(crate) resting_bytes: u64,
+    /// What is left free on the file system, in bytes.
+    pub(crate) reserve_bytes: u64,
+}
+
+/// What a volume's journals are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Journals {
+    /// Their length, in bytes.
+    pub(crate) length_bytes: u64,
+    /// What of it counts, and goes when they are folded.
+    pub(crate) live_bytes: u64,
+}
+
+/// Whether a volume rests, as far as was seen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Rest {
+    looked_ms: u64,
+    written_bytes: u64,
+    rests: bool,
 }
 
 /// What was found when the room was last looked at.
@@ -59,13 +97,32 @@ pub(crate) struct Look {
 pub(crate) struct NoRoom;
 
 impl Pressure {
-    pub(crate) fn new(journal_limit_bytes: u64, reserve_bytes: u64) -> Self {
-        Self { journal_limit_bytes, reserve_bytes, state: Mutex::default() }
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, state: Mutex::default(), rest: Mutex::default(), written_bytes: AtomicU64::new(0) }
     }
 
     /// From what length of the journals on a fold is due: the limit, or what a fold still has room for.
     pub(crate) fn fold_from(&self, room: Option<Room>) -> u64 {
-        room.map_or(self.journal_limit_bytes, |room| self.journal_limit_bytes.min(room.available_bytes / 2))
+        room.map_or(self.limits.journal_bytes, |room| self.limits.journal_bytes.min(room.available_bytes / 2))
+    }
+
+    /// Whether a fold is due. Folding hashes and compresses, so a volume that is written to waits with it for as long as
+    /// there is room: what is overwritten meanwhile never has to be.
+    pub(crate) fn is_fold_due(&self, journals: Journals, room: Option<Room>, now_ms: u64) -> bool {
+        let limit = if self.rests(now_ms) { self.limits.resting_bytes } else { self.limits.journal_bytes };
+        journals.live_bytes > limit || room.is_some_and(|room| journals.length_bytes > room.available_bytes / 2)
+    }
+
+    fn rests(&self, now_ms: u64) -> bool {
+        let written_bytes = self.written_bytes.load(Ordering::Relaxed);
+        let mut rest = self.rest.lock();
+        let passed_ms = now_ms.saturating_sub(rest.looked_ms);
+        if passed_ms >= REST_MS || now_ms < rest.looked_ms {
+            let most = u128::from(RESTING_RATE) * u128::from(passed_ms) / 1000;
+            let rests = u128::from(written_bytes.saturating_sub(rest.written_bytes)) < most;
+            *rest = Rest { looked_ms: now_ms, written_bytes, rests };
+        }
+        rest.rests
     }
 
     /// How much has to be given up so that writes do not fail soon, in bytes: from twice the reserve on.
@@ -74,7 +131,7 @@ impl Pressure {
     }
 
     fn reserve(&self, room: Room) -> u64 {
-        self.reserve_bytes.min(room.total_bytes / RESERVE_PART)
+        self.limits.reserve_bytes.min(room.total_bytes / RESERVE_PART)
     }
 
     /// Admits a write, and says how long it has to wait first.
@@ -84,6 +141,7 @@ impl Pressure {
             *pace = self.assess(bytes, look())?;
         }
         pace.budget_bytes -= bytes;
+        self.written_bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(Duration::from_nanos(bytes / 1024 * pace.nanoseconds_per_kib).min(LONGEST))
     }
 
@@ -122,13 +180,14 @@ mod tests {
 
     const LIMIT: u64 = 1 << 30;
     const RESERVE: u64 = 256 << 20;
+    const LIMITS: Limits = Limits { journal_bytes: LIMIT, resting_bytes: LIMIT / 4, reserve_bytes: RESERVE };
 
     fn look(journal_bytes: u64, available_bytes: u64) -> Look {
         Look { journal_bytes, room: Some(Room { available_bytes, total_bytes: 100 << 30 }) }
     }
 
     fn admit(journal_bytes: u64, available_bytes: u64, bytes: u64) -> Result<Duration, NoRoom> {
-        Pressure::new(LIMIT, RESERVE).admit(bytes, || look(journal_bytes, available_bytes))
+        Pressure::new(LIMITS).admit(bytes, || look(journal_bytes, available_bytes))
     }
 
     #[test]
@@ -154,7 +213,7 @@ mod tests {
     #[test]
     fn a_small_file_system_keeps_a_small_reserve_and_folds_early() {
         let room = Room { available_bytes: 20 << 20, total_bytes: 64 << 20 };
-        let pressure = Pressure::new(LIMIT, RESERVE);
+        let pressure = Pressure::new(LIMITS);
         assert_eq!(pressure.fold_from(Some(room)), 10 << 20);
         assert!(pressure.admit(4096, || Look { journal_bytes: 0, room: Some(room) }).is_ok());
         assert_eq!((pressure.fold_from(None), pressure.missing(None)), (LIMIT, 0));
@@ -163,8 +222,36 @@ mod tests {
     }
 
     #[test]
+    fn what_is_written_to_is_folded_later_than_what_rests() {
+        let pressure = Pressure::new(LIMITS);
+        let journals = |live_bytes| Journals { length_bytes: live_bytes + (100 << 20), live_bytes };
+        let large = Some(Room { available_bytes: 50 << 30, total_bytes: 100 << 30 });
+        let write = |bytes| pressure.admit(bytes, || look(0, 50 << 30)).unwrap();
+        let due = |live_bytes, now_ms| pressure.is_fold_due(journals(live_bytes), large, now_ms);
+        assert!(due(LIMIT / 4 + 1, 100_000), "nothing was ever written");
+        write(21 << 20);
+        assert!(due(LIMIT / 4 + 1, 104_000), "that was not looked at yet");
+        assert!(!due(LIMIT / 4 + 1, 105_000), "21 MiB in 5 seconds");
+        assert!(!due(LIMIT, 105_000) && due(LIMIT + 1, 105_000), "there is a limit for those, too");
+        write(19 << 20);
+        assert!(due(LIMIT / 4 + 1, 110_000) && !due(LIMIT / 4, 110_000), "19 MiB in 5 seconds");
+        write(1 << 20);
+        assert!(!due(LIMIT / 4 + 1, 1_000), "the clock was set back");
+    }
+
+    #[test]
+    fn what_leaves_no_room_for_a_fold_is_folded_whatever_counts() {
+        let pressure = Pressure::new(LIMITS);
+        let room = Some(Room { available_bytes: 200 << 20, total_bytes: 1 << 30 });
+        let journals = |length_bytes| Journals { length_bytes, live_bytes: 1 << 20 };
+        assert!(!pressure.is_fold_due(journals(100 << 20), room, 0));
+        assert!(pressure.is_fold_due(journals((100 << 20) + 1), room, 0));
+        assert!(!pressure.is_fold_due(journals(10 << 30), None, 0));
+    }
+
+    #[test]
     fn the_room_is_looked_at_for_every_step_and_again_at_once_when_there_is_none() {
-        let pressure = Pressure::new(LIMIT, RESERVE);
+        let pressure = Pressure::new(LIMITS);
         let mut looks = 0;
         for _ in 0..3 * STEP_BYTES / 4096 {
             let found = pressure.admit(4096, || {

@@ -105,6 +105,11 @@ impl Stack {
         own.bytes() + others.map(|layer| layer.data_sectors() * SECTOR_BYTES).sum::<u64>()
     }
 
+    /// How much was written over the tree, in bytes; what lies in several layers is counted in each.
+    pub(crate) fn dirty_bytes(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.data_sectors() * SECTOR_BYTES).sum()
+    }
+
     /// Whether the tree says it all: no layers, and not grown since.
     pub(crate) fn is_sealed(&self) -> bool {
         self.layers.is_empty() && self.base.size_bytes == self.size_bytes

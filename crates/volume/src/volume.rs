@@ -15,11 +15,11 @@ use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
 use crate::history::{History, MOST_LAYERS};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
-use crate::pressure::{Look, NoRoom, Pressure};
+use crate::pressure::{Journals, Look, NoRoom, Pressure};
 use crate::reading::StackCell;
 use crate::records::{self, DeletedRecord, VolumeRecord};
 use crate::stack::{Context, Stack};
-use medium::File;
+use medium::{File, Room};
 use store::{FreezeError, InFile, RootChange};
 
 /// A volume.
@@ -70,7 +70,7 @@ impl Volume {
             id,
             name,
             keys: open.journal.keys().clone(),
-            pressure: Pressure::new(stack.context.options.journal_limit_bytes, stack.context.options.reserve_bytes),
+            pressure: Pressure::new(stack.context.options.limits()),
             writer: Mutex::new(Writer { open, next_sequence, closed: false }),
             cell: StackCell::new(stack),
             folding: tokio::sync::Mutex::new(()),
@@ -104,7 +104,7 @@ impl Volume {
         VolumeStatus {
             size_bytes: stack.size_bytes,
             journal_bytes: stack.journal_bytes(),
-            dirty_bytes: stack.layers.iter().map(|layer| layer.data_sectors() * SECTOR_BYTES).sum(),
+            dirty_bytes: stack.dirty_bytes(),
             layers: stack.layers.len(),
             base: stack.base.clone(),
         }
@@ -118,7 +118,8 @@ impl Volume {
         self.cell.missing()
     }
 
-    /// How long its journals may grow before they are folded, in bytes: less where the file system has little left.
+    /// How long its journals may grow before they are folded even while they are written to, in bytes: less where the
+    /// file system has little left.
     #[must_use]
     pub fn journal_limit_bytes(&self) -> u64 {
         self.pressure.fold_from(self.cell.stack().context.room())
@@ -129,12 +130,17 @@ impl Volume {
     pub fn needs_fold(&self) -> bool {
         let stack = self.cell.stack();
         let deep = stack.layers.len() > MOST_LAYERS && self.window().is_some();
-        self.foldable_bytes(&stack) > self.journal_limit_bytes() || deep
+        deep || self.is_fold_due(&stack, stack.context.room())
     }
 
-    /// How much of its journals a fold may give back, in bytes: what is kept of the past is in them too, and stays.
-    fn foldable_bytes(&self, stack: &Stack) -> u64 {
-        stack.journal_bytes().saturating_sub(self.window().map_or(0, |window| window.bytes))
+    fn is_fold_due(&self, stack: &Stack, room: Option<Room>) -> bool {
+        self.pressure.is_fold_due(self.journals(stack), room, stack.context.options.clock.now_ms())
+    }
+
+    /// What a fold may give back of its journals: what is kept of the past is in them too, and stays.
+    fn journals(&self, stack: &Stack) -> Journals {
+        let length_bytes = stack.journal_bytes().saturating_sub(self.window().map_or(0, |window| window.bytes));
+        Journals { length_bytes, live_bytes: length_bytes.min(stack.dirty_bytes()) }
     }
 
     /// The record of this volume with a stack.
@@ -159,8 +165,8 @@ impl Volume {
     fn admit(&self, bytes: u64) -> Result<(), DeviceError> {
         let look = || {
             let stack = self.cell.stack();
-            let (journal_bytes, room) = (self.foldable_bytes(&stack), stack.context.room());
-            if journal_bytes > self.pressure.fold_from(room) || self.pressure.missing(room) > 0 {
+            let (journal_bytes, room) = (self.journals(&stack).length_bytes, stack.context.room());
+            if self.is_fold_due(&stack, room) || self.pressure.missing(room) > 0 {
                 stack.context.room_due.notify_one();
             }
             // Where folding may wait for what is elsewhere, writes do not wait for folding: only the room counts.

@@ -20,6 +20,7 @@ use crate::frozen::{Frozen, TreeView};
 use crate::journal::{Journal, Secret};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
+use crate::pressure::Limits;
 use crate::reading::StackCell;
 use crate::records::{self, JournalRecord, is_disk_size};
 use crate::segment::SegmentFiles;
@@ -40,9 +41,12 @@ const POOL_PART: u64 = 32;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct VolumeOptions {
-    /// How long a volume's journals may grow before a fold is due, in bytes; less where the file system has less than
-    /// twice as much left. From twice that on writes are slowed down, unless a fold may have to wait for data elsewhere.
+    /// How much may count in a volume's journals before a fold is due even while it is written to, in bytes; less where the
+    /// file system has less than twice as much left. From twice that length on writes are slowed down, unless a fold may
+    /// have to wait for data elsewhere.
     pub journal_limit_bytes: u64,
+    /// How much may count in them before a fold is due when the volume rests, in bytes.
+    pub resting_limit_bytes: u64,
     /// What writes leave free on the file system, for folding, the roots and others, in bytes; at most a sixteenth of it.
     /// From four times that on writes are slowed down.
     pub reserve_bytes: u64,
@@ -61,13 +65,24 @@ pub struct VolumeOptions {
 impl Default for VolumeOptions {
     fn default() -> Self {
         Self {
-            journal_limit_bytes: 2 << 30,
+            journal_limit_bytes: 8 << 30,
+            resting_limit_bytes: 1 << 30,
             reserve_bytes: 256 << 20,
             node_cache_bytes: 16 << 20,
             segment_bytes: 32 << 20,
             pool_bytes: 256 << 20,
             tidy_in_background: true,
             clock: Clock::default(),
+        }
+    }
+}
+
+impl VolumeOptions {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            journal_bytes: self.journal_limit_bytes,
+            resting_bytes: self.resting_limit_bytes.min(self.journal_limit_bytes),
+            reserve_bytes: self.reserve_bytes,
         }
     }
 }

@@ -3,7 +3,7 @@
 #
 #   bench/volume.sh BRANT DIR SECONDS GIB MINUTES ROUNDS     e.g. bench/volume.sh target/release/brant /var/tmp/bench 20 8 10 3
 #
-# Prints:
+# Prints, each on a node of its own:
 #  1. for ROUNDS rounds, interleaved: 4k random writes at QD32 over 1 GiB for SECONDS, without snapshots, with one every second,
 #     and without them again: IOPS, the longest a write took, and the longest a flush took that is made every 4096 writes;
 #  2. 4k random writes at QD32 over GIB for MINUTES, of brant and of `nbdkit file` on a raw file, in turns of a minute: IOPS, and
@@ -47,13 +47,13 @@ for round in $(seq "$rounds"); do
   kill $snapshots; wait $snapshots 2>/dev/null || true
   echo "1. round $round, without snapshots: $(write "$(uri one)" 1g "$seconds" --fsync=4096)"
 done
-"$brant" detach one >/dev/null; "$brant" volume remove one >/dev/null
+kill "$node"; wait "$node" || true; rm -rf node; serve
 
 volume wide "$gib"; truncate -s "${gib}G" raw.img
 nbdkit -f -U "$PWD/nbdkit.sock" file raw.img & nbdkit=$!
 until [ -S nbdkit.sock ]; do sleep 0.1; done
+memory() { awk '/VmHWM/ {print $2}' "/proc/$node/status"; }
 space() { du -sB1M node | cut -f1; }
-echo "2. the node takes $(space) MiB before, with the snapshots and the volume of 1"
 (while sleep 10; do space; done) >spaces & sampler=$!
 for minute in $(seq "$minutes"); do
   echo "2. minute $minute brant:  $(write "$(uri wide)" "${gib}g" 60), node takes $(space) MiB"
@@ -62,8 +62,8 @@ done
 kill $sampler; wait $sampler 2>/dev/null || true
 echo "2. space of the node in MiB, every ten seconds: $(paste -sd ' ' spaces)"
 echo "2. at its most $(sort -n spaces | tail -1) MiB; a minute after the end: $(sleep 60; space) MiB"
-kill "$nbdkit"; wait "$nbdkit" 2>/dev/null || true; nbdkit=; rm raw.img
-"$brant" detach wide >/dev/null; "$brant" volume remove wide >/dev/null
+echo "2. node memory at its most $(memory) KiB"
+kill "$nbdkit" "$node"; wait "$nbdkit" "$node" 2>/dev/null || true; nbdkit=; rm -rf raw.img node; serve
 
 volume crash 4
 for round in $(seq "$rounds"); do
@@ -75,4 +75,4 @@ for round in $(seq "$rounds"); do
   /usr/bin/python3 -c "import nbd; h = nbd.NBD(); h.connect_uri('$(uri crash)'); h.pread(4096, 1 << 30)"
   echo "3. round $round: $(( ($(date +%s%N) - begin) / 1000000 )) ms to a first read, $unsealed"
 done
-echo "node memory $(awk '/VmRSS/ {print $2}' "/proc/$node/status") KiB, at its most $(awk '/VmHWM/ {print $2}' "/proc/$node/status") KiB"
+echo "3. node memory at its most $(memory) KiB"

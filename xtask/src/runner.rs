@@ -13,8 +13,9 @@ use crate::process::{Echo, run};
 use crate::tally::Tally;
 use crate::{junit, setup, workspace};
 
-/// How long all tests of one stage may take, building included.
+/// How long all tests of one stage may take, building included, and in full.
 const LIMIT: Duration = Duration::from_mins(40);
+const LIMIT_IN_FULL: Duration = Duration::from_hours(4);
 
 /// Whose tests are meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +26,17 @@ pub enum Packages {
     AllBut(&'static [&'static str]),
 }
 
-/// Runs the tests of some packages, with additional environment variables.
+/// Runs the tests of some packages, with additional environment variables, and with more time in full.
 ///
 /// # Errors
 /// When they cannot be built or started. Tests that fail are no error here: they are counted.
-pub fn run_tests(packages: Packages, environment: &[(&'static str, OsString)]) -> Result<Tally> {
+pub fn run_tests(packages: Packages, full: bool, environment: &[(&'static str, OsString)]) -> Result<Tally> {
+    let limit = if full { LIMIT_IN_FULL } else { LIMIT };
     if setup::find("cargo-nextest").is_some() {
-        with_nextest(packages, environment)
+        with_nextest(packages, limit, environment)
     } else {
         println!("cargo-nextest is not installed: using cargo test, without a limit of time for each test");
-        with_cargo_test(packages, environment)
+        with_cargo_test(packages, limit, environment)
     }
 }
 
@@ -44,10 +46,10 @@ pub fn run_tests(packages: Packages, environment: &[(&'static str, OsString)]) -
 /// As [`run_tests`].
 pub fn run_doctests() -> Result<Tally> {
     // The examples of the binaries' packages are those of their libraries: there are none to exclude.
-    count(workspace::cargo().args(["test", "--workspace", "--doc"]))
+    count(workspace::cargo().args(["test", "--workspace", "--doc"]), LIMIT)
 }
 
-fn with_nextest(packages: Packages, environment: &[(&'static str, OsString)]) -> Result<Tally> {
+fn with_nextest(packages: Packages, limit: Duration, environment: &[(&'static str, OsString)]) -> Result<Tally> {
     let report = workspace::root().join("target/nextest/default/junit.xml");
     // A report of an earlier run must not be counted.
     if report.exists() {
@@ -63,7 +65,7 @@ fn with_nextest(packages: Packages, environment: &[(&'static str, OsString)]) ->
     let mut command = workspace::cargo();
     command.args(["nextest", "run", "--workspace", "--filterset", &filter, "--show-progress", "none"]);
     command.args(["--status-level", "slow", "--final-status-level", "slow"]).envs(environment.iter().cloned());
-    let outcome = run(&mut command, LIMIT, Echo::Live)?;
+    let outcome = run(&mut command, limit, Echo::Live)?;
     let report =
         std::fs::read_to_string(&report).context("the tests could not be built or started: there is no report")?;
     let tally = junit::tally(&report);
@@ -71,7 +73,7 @@ fn with_nextest(packages: Packages, environment: &[(&'static str, OsString)]) ->
     Ok(tally)
 }
 
-fn with_cargo_test(packages: Packages, environment: &[(&'static str, OsString)]) -> Result<Tally> {
+fn with_cargo_test(packages: Packages, limit: Duration, environment: &[(&'static str, OsString)]) -> Result<Tally> {
     let mut command = workspace::cargo();
     command.args(["test", "--no-fail-fast", "--lib", "--bins", "--tests"]).envs(environment.iter().cloned());
     match packages {
@@ -84,11 +86,11 @@ fn with_cargo_test(packages: Packages, environment: &[(&'static str, OsString)])
             command.args(["--", "--show-output"])
         }
     };
-    count(&mut command)
+    count(&mut command, limit)
 }
 
-fn count(command: &mut Command) -> Result<Tally> {
-    let outcome = run(command, LIMIT, Echo::Live)?;
+fn count(command: &mut Command, limit: Duration) -> Result<Tally> {
+    let outcome = run(command, limit, Echo::Live)?;
     let tally = Tally::of_cargo_test(&outcome.output);
     ensure!(outcome.status.success() || !tally.failed.is_empty(), "cargo test failed, and no test did");
     Ok(tally)

@@ -160,7 +160,7 @@ fn build(_: &Selection) -> Result<Tally> {
 }
 
 fn test(selection: &Selection) -> Result<Tally> {
-    runner::run_tests(Packages::AllBut(&["e2e", "fuzz"]), &environment(selection))
+    runner::run_tests(Packages::AllBut(&["e2e", "fuzz"]), selection.full, &environment(selection))
 }
 
 fn doctest(_: &Selection) -> Result<Tally> {
@@ -168,7 +168,7 @@ fn doctest(_: &Selection) -> Result<Tally> {
 }
 
 fn fuzz(selection: &Selection) -> Result<Tally> {
-    runner::run_tests(Packages::Only("fuzz"), &environment(selection))
+    runner::run_tests(Packages::Only("fuzz"), selection.full, &environment(selection))
 }
 
 fn make_images(selection: &Selection) -> Result<Tally> {
@@ -202,7 +202,7 @@ fn make_judges(_: &Selection) -> Result<Tally> {
 }
 
 fn end_to_end(selection: &Selection) -> Result<Tally> {
-    runner::run_tests(Packages::Only("e2e"), &environment(selection))
+    runner::run_tests(Packages::Only("e2e"), selection.full, &environment(selection))
 }
 
 /// What tests are told by their environment: where the program and the images are, and how long they may take.

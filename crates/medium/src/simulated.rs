@@ -132,6 +132,11 @@ impl Simulated {
         self.state().total_bytes = bytes;
     }
 
+    /// Has no holes punched from now on, as some file systems have it.
+    pub fn refuse_holes(&self) {
+        self.state().refuses_holes = true;
+    }
+
     /// Has no files share their room from now on, as many file systems have it.
     pub fn refuse_clones(&self) {
         self.state().refuses_clones = true;

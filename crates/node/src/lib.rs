@@ -14,6 +14,7 @@ mod descriptors;
 mod domains;
 mod error;
 mod exchange;
+mod folding;
 pub mod handover;
 mod indexers;
 mod library;

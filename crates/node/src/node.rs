@@ -13,7 +13,7 @@ use swarm::{Swarm, SwarmOptions};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use types::SnapshotId;
+use types::{SnapshotId, VolumeId};
 use volume::{VolumeOptions, Volumes};
 
 use crate::api::{ApiError, CollectionStatus, ScrubStatus, TaskKind};
@@ -89,6 +89,8 @@ pub(crate) struct Node {
     pub(crate) successor: Mutex<SuccessorState>,
     /// The snapshots of which everything was found to be here.
     pub(crate) complete: Mutex<BTreeSet<SnapshotId>>,
+    /// The volumes whose journals are being folded.
+    pub(crate) folding: Mutex<BTreeSet<VolumeId>>,
     /// What the last collection found.
     pub(crate) collection: Mutex<Option<CollectionStatus>>,
     /// What scrubs found since the node started.
@@ -158,6 +160,7 @@ impl Node {
             tickets: Arc::default(),
             successor: Mutex::default(),
             complete: Mutex::default(),
+            folding: Mutex::default(),
             collection: Mutex::default(),
             scrubbed: Mutex::default(),
             moved,
@@ -230,22 +233,9 @@ impl Node {
                 }
                 node.expire_deleted().await;
                 node.expire_history().await;
-                node.fold_volumes().await;
+                node.fold_volumes();
             }
         });
-    }
-
-    async fn fold_volumes(self: &Arc<Self>) {
-        for volume in self.volumes.needs_fold() {
-            let progress = types::Progress::default();
-            // Absent base bytes delay a fold, which must not delay those of other volumes for long.
-            let fold = tokio::time::timeout(Duration::from_mins(5), self.volumes.fold(&volume, &progress));
-            match fold.await {
-                Ok(Ok(())) => tracing::debug!(volume = %volume.name(), "a journal was folded"),
-                Ok(Err(error)) => tracing::warn!(%error, volume = %volume.name(), "a journal could not be folded"),
-                Err(_) => tracing::warn!(volume = %volume.name(), "folding a journal waits for data that is not here"),
-            }
-        }
     }
 
     /// Runs something in the background until the node stops.

@@ -197,6 +197,22 @@ fn a_hollow_pack_is_hollowed_again_or_copied_when_more_of_it_dies() {
 }
 
 #[test]
+fn where_no_holes_can_be_punched_packs_are_copied() {
+    let medium = Simulated::new(12);
+    medium.refuse_holes();
+    let (store, live) = prepared(&medium, HOLLOWED);
+    let before = store.statistics().unwrap().allocated_bytes;
+    // The first one finds it out.
+    let first = collect(&*store, &live).unwrap();
+    let second = collect(&*store, &live).unwrap();
+    let after = store.statistics().unwrap().allocated_bytes;
+    assert!(second.hollowed_packs == 0 && first.moved_bytes + second.moved_bytes > 0, "{first:?}, {second:?}");
+    assert!(before - after > 200_000, "{after} of {before} are left: {first:?}, {second:?}");
+    drop(store);
+    check(&medium, &live, HOLLOWED, "no holes");
+}
+
+#[test]
 fn without_room_it_ends_with_an_error_and_harms_nothing() {
     let medium = Simulated::new(8);
     let sizes = COPIED;

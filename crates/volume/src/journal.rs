@@ -5,20 +5,24 @@
 //! as it was. A segment is made with the first record that needs it: a volume that nobody has written to has none.
 //! Locks are taken in this order: `tidying`, `appender`, a layer's map, `segments`.
 
+mod appending;
+mod listing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use format::journal::{HEADER_BYTES, JournalKeys, MAX_FOOTER_ENTRIES, Record, RecordKind, SegmentId};
+use format::journal::JournalKeys;
 use types::JournalId;
 
+pub(crate) use appending::place_of;
+
 use crate::device::DeviceError;
-use crate::extent_map::Place;
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
-use crate::records::{JournalRecord, SegmentRecord, VERSION};
-use crate::segment::{FIRST_RECORD, RECORD_HEADER, Segment, SegmentFiles};
+use crate::records::SegmentRecord;
+use crate::segment::{Segment, SegmentFiles};
 
 /// The secret of a volume's journal.
 #[derive(Clone, Copy)]
@@ -29,9 +33,6 @@ impl std::fmt::Debug for Secret {
         f.write_str("Secret(…)")
     }
 }
-
-/// How many records go to the kernel in one call at most.
-const MOST_AT_ONCE: usize = 256;
 
 /// A journal.
 #[derive(Debug)]
@@ -215,138 +216,6 @@ impl Journal {
         layers.iter().map(|layer| layer.live_bytes(segment.number())).sum()
     }
 
-    /// Appends records with their data, enters each where it lies, and says whether they needed a new segment. The caller
-    /// holds the volume's writer: one at a time. After an error some of them may have been entered.
-    pub(crate) fn append(
-        &self,
-        records: &[(Record, &[u8])],
-        mut enter: impl FnMut(&Record, Place),
-    ) -> Result<bool, DeviceError> {
-        self.check()?;
-        let mut appender = self.appender.lock();
-        let before = appender.next_segment;
-        let mut rest = records;
-        while !rest.is_empty() {
-            let filling =
-                self.room_for(&mut appender, length(&rest[0])).map_err(|source| failure("append to", source))?;
-            let (now, later) = rest.split_at(self.fitting(filling, rest));
-            self.append_to(filling, now, &mut enter).map_err(|source| failure("append to", source))?;
-            rest = later;
-        }
-        Ok(appender.next_segment != before)
-    }
-
-    /// How many records fit into the segment, at least one.
-    fn fitting(&self, filling: &Filling, records: &[(Record, &[u8])]) -> usize {
-        let mut end = filling.segment.tail();
-        let room = MOST_AT_ONCE.min(MAX_FOOTER_ENTRIES - filling.records);
-        let fits = |record: &&(Record, &[u8])| {
-            end += length(record);
-            end <= self.files.segment_bytes
-        };
-        records.iter().take(room).take_while(fits).count().max(1)
-    }
-
-    fn append_to(
-        &self,
-        filling: &mut Filling,
-        records: &[(Record, &[u8])],
-        enter: &mut impl FnMut(&Record, Place),
-    ) -> io::Result<()> {
-        let segment = &filling.segment;
-        let start = segment.tail();
-        let mut headers = Vec::with_capacity(records.len());
-        let mut end = start;
-        for record in records {
-            headers.push(self.keys.encode(&segment.home, end, &record.0));
-            end += length(record);
-        }
-        let parts = headers.iter().zip(records).flat_map(|(header, (_, data))| [&header[..], data]);
-        let written = match &headers[..] {
-            [header] => segment.file().write_all_at(&[header, records[0].1], start),
-            _ => segment.file().write_all_at(&parts.collect::<Vec<_>>(), start),
-        };
-        if let Err(source) = written {
-            // Whatever was written of it is not a record, and the next one takes its place: giving back the room is
-            // a courtesy, so it may fail.
-            if let Err(error) = segment.file().set_length(start) {
-                tracing::warn!(path = %segment.path().display(), %error, "could not cut a failed append");
-            }
-            return Err(source);
-        }
-        let mut position = start;
-        for record in records {
-            enter(&record.0, place_of(&record.0, segment.number(), position));
-            position += length(record);
-        }
-        filling.records += records.len();
-        segment.appended(records[0].0.sequence, records[records.len() - 1].0.sequence, end);
-        self.bytes.fetch_add(end - start, Ordering::AcqRel);
-        self.appended.fetch_add(1, Ordering::AcqRel);
-        Ok(())
-    }
-
-    /// The segment that a record goes to.
-    fn room_for<'a>(&self, appender: &'a mut Appender, length: u64) -> io::Result<&'a mut Filling> {
-        if let Some(full) = appender.filling.take_if(|filling| self.is_full(filling, length)) {
-            appender.unsynced.push(full.segment);
-        }
-        if appender.filling.is_none() {
-            let number = appender.next_segment;
-            appender.filling = Some(self.new_segment(number)?);
-            appender.next_segment += 1;
-        }
-        appender.filling.as_mut().ok_or_else(|| io::ErrorKind::NotFound.into())
-    }
-
-    fn is_full(&self, filling: &Filling, length: u64) -> bool {
-        let tail = filling.segment.tail();
-        let long = tail > FIRST_RECORD && tail + length > self.files.segment_bytes;
-        long || filling.records >= MAX_FOOTER_ENTRIES
-    }
-
-    fn new_segment(&self, number: u32) -> io::Result<Filling> {
-        if number > Place::MAX_SEGMENT {
-            return Err(io::Error::other("the journal has had too many segments"));
-        }
-        let mut generation = [0; 16];
-        getrandom::fill(&mut generation).map_err(io::Error::other)?;
-        let segment = self.files.make(SegmentId { journal: self.id, number, generation }, &self.keys)?;
-        self.new_names.store(true, Ordering::Release);
-        let segment = Arc::new(segment);
-        self.bytes.fetch_add(FIRST_RECORD, Ordering::AcqRel);
-        self.segments.write().insert(number, segment.clone());
-        Ok(Filling { segment, records: 0 })
-    }
-
-    /// Appends records that lie in other segments, with their own sequence numbers, for who tidies; enters nothing.
-    pub(crate) fn append_moved(&self, moving: &mut Moving, record: &Record, data: &[u8]) -> io::Result<Place> {
-        let pair = (*record, data);
-        if let Some(full) = moving.filling.take_if(|filling| self.is_full(filling, length(&pair))) {
-            moving.unsynced.push(full.segment);
-        }
-        if moving.filling.is_none() {
-            let number = {
-                let mut appender = self.appender.lock();
-                appender.next_segment += 1;
-                appender.next_segment - 1
-            };
-            let filling = self.new_segment(number)?;
-            // What is moved may have been promised where it was.
-            filling.segment.promised.store(true, Ordering::Release);
-            moving.filling = Some(filling);
-        }
-        let Some(filling) = &mut moving.filling else { return Err(io::ErrorKind::NotFound.into()) };
-        let segment = filling.segment.clone();
-        let start = segment.tail();
-        let header = self.keys.encode(&segment.home, start, record);
-        segment.file().write_all_at(&[&header, data], start)?;
-        filling.records += 1;
-        segment.appended(record.sequence, record.sequence, start + length(&pair));
-        self.bytes.fetch_add(length(&pair), Ordering::AcqRel);
-        Ok(place_of(record, segment.number(), start))
-    }
-
     /// Makes everything durable that has been appended.
     pub(crate) fn sync(&self) -> Result<(), DeviceError> {
         if self.synced.load(Ordering::Acquire) >= self.appended.load(Ordering::Acquire) {
@@ -409,107 +278,6 @@ impl Journal {
         }
         Ok(())
     }
-
-    /// Its root record as of now: the segments, each as far as it is durable.
-    pub(crate) fn record(&self, without: &BTreeSet<u32>) -> JournalRecord {
-        let layers = self.layers();
-        let mut damaged = self.damaged.lock().clone();
-        damaged.retain(|record| covered(&layers, (record.first_sequence, record.last_sequence)));
-        let is_damaged = |number: u32| damaged.iter().any(|record| record.number == number);
-        let segments = self.segments.read();
-        let durable = segments.values().filter(|segment| segment.durable() > FIRST_RECORD);
-        let wanted = |number: u32| !without.contains(&number) && !is_damaged(number);
-        let segments = durable.filter(|segment| wanted(segment.number())).filter_map(|segment| {
-            let format::journal::Home::Segment(id) = segment.home else { return None };
-            let (first_sequence, last_sequence) = segment.sequences();
-            let (end, torn_bytes) = segment.durable_part();
-            Some(SegmentRecord {
-                number: id.number,
-                generation: id.generation,
-                end,
-                torn_bytes,
-                first_sequence,
-                last_sequence,
-            })
-        });
-        let damaged_too = damaged.iter().filter(|record| !without.contains(&record.number)).copied();
-        JournalRecord { version: VERSION, secret: self.secret.0, segments: segments.chain(damaged_too).collect() }
-    }
-
-    /// Remembers which segments the root record names now.
-    pub(crate) fn recorded(&self, record: &JournalRecord) {
-        *self.listed.lock() = record.segments.iter().map(|segment| segment.number).collect();
-    }
-
-    /// Remembers which segments a root record may name that is not known to be durable.
-    pub(crate) fn may_be_recorded(&self, record: &JournalRecord) {
-        self.listed.lock().extend(record.segments.iter().map(|segment| segment.number));
-    }
-
-    pub(crate) fn is_listed(&self, number: u32) -> bool {
-        self.listed.lock().contains(&number)
-    }
-
-    /// The segments that have no record of any layer, but of such as `counts` says no of.
-    pub(crate) fn uncovered(&self, counts: impl Fn(&Layer) -> bool) -> BTreeSet<u32> {
-        let layers: Vec<_> = self.layers().into_iter().filter(|layer| counts(layer)).collect();
-        let uncovered = |segment: &&Arc<Segment>| Self::is_uncovered(&layers, segment);
-        self.segments.read().values().filter(uncovered).map(|segment| segment.number()).collect()
-    }
-
-    fn is_uncovered(layers: &[Arc<Layer>], segment: &Segment) -> bool {
-        !covered(layers, segment.sequences())
-    }
-
-    /// Takes out those of some segments of which nothing counts, if more is not needed.
-    pub(crate) fn take_dead(&self, moving: &mut Moving, dead: &BTreeSet<u32>, needed: Needed) -> Vec<Arc<Segment>> {
-        let mut appender = self.appender.lock();
-        let layers = self.layers();
-        // Nobody appends now: what was appended is in a map.
-        let may_go = |number: &&u32| {
-            let is_enough = |segment: &Segment| match needed {
-                Needed::Nothing => Self::is_uncovered(&layers, segment),
-                Needed::Flushed => !segment.promised.load(Ordering::Acquire),
-                Needed::Durable => true,
-            };
-            let goes = |segment: Arc<Segment>| is_enough(&segment) && Self::live_bytes(&layers, &segment) == 0;
-            self.segment(**number).is_some_and(goes)
-        };
-        let dead: BTreeSet<u32> = dead.iter().filter(may_go).copied().collect();
-        let is_dead = |segment: &Segment| dead.contains(&segment.number());
-        drop(appender.filling.take_if(|filling| is_dead(&filling.segment)));
-        drop(moving.filling.take_if(|filling| is_dead(&filling.segment)));
-        appender.unsynced.retain(|segment| !is_dead(segment));
-        moving.unsynced.retain(|segment| !is_dead(segment));
-        let mut segments = self.segments.write();
-        let taken: Vec<_> = dead.iter().filter_map(|number| segments.remove(number)).collect();
-        self.bytes.fetch_sub(taken.iter().map(|segment| segment.tail()).sum(), Ordering::AcqRel);
-        taken
-    }
-
-    /// The segments that are being filled.
-    pub(crate) fn filled(&self, moving: &Moving) -> BTreeSet<u32> {
-        let appender = self.appender.lock();
-        let both = appender.filling.iter().chain(&moving.filling);
-        both.map(|filling| filling.segment.number()).collect()
-    }
-}
-
-/// Whether layers have any of some sequence numbers.
-fn covered(layers: &[Arc<Layer>], (first, last): (u64, u64)) -> bool {
-    layers.iter().map(|layer| layer.range()).any(|(from, to)| from <= last && to.is_none_or(|to| first <= to))
-}
-
-fn length((record, _): &(Record, &[u8])) -> u64 {
-    RECORD_HEADER + record.data_bytes()
-}
-
-/// Where the content of a record lies that begins at a position.
-pub(crate) fn place_of(record: &Record, segment: u32, position: u64) -> Place {
-    match record.kind {
-        RecordKind::Write => Place::data(segment, position + HEADER_BYTES as u64),
-        RecordKind::Zero | RecordKind::Discard => Place::zero(segment, position),
-    }
 }
 
 /// What a failed operation on a journal means for the request.
@@ -524,11 +292,13 @@ pub(crate) fn failure(operation: &'static str, source: io::Error) -> DeviceError
 mod tests {
     use std::path::Path;
 
-    use format::journal::DATA_CHECKSUM_BYTES;
+    use format::journal::{DATA_CHECKSUM_BYTES, Record, RecordKind, SegmentId};
     use medium::simulated::{Fault, Operation};
     use medium::{Medium, Simulated};
 
     use super::*;
+    use crate::extent_map::Place;
+    use crate::segment::{FIRST_RECORD, RECORD_HEADER};
 
     fn journal(directory: &Path) -> Journal {
         let files = SegmentFiles::new(medium::Host::shared(), directory.to_owned(), 4096, 0);

@@ -45,6 +45,7 @@ pub use error::VolumeError;
 pub use frozen::{Frozen, TreeView};
 pub use history::{Protection, Window};
 pub use live::live_trees;
+pub use pressure::FoldDue;
 pub use revert::RevertTo;
 pub use sharing::Sharing;
 pub use volume::{Volume, VolumeStatus};

@@ -58,6 +58,15 @@ pub(crate) struct Limits {
     pub(crate) reserve_bytes: u64,
 }
 
+/// Why journals are to be folded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FoldDue {
+    /// There is something to fold, and the guest writes little.
+    Resting,
+    /// There is too much, whatever the guest does.
+    Full,
+}
+
 /// What a volume's journals are.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Journals {
@@ -108,9 +117,21 @@ impl Pressure {
 
     /// Whether a fold is due. Folding hashes and compresses, so a volume that is written to waits with it for as long as
     /// there is room: what is overwritten meanwhile never has to be.
-    pub(crate) fn is_fold_due(&self, journals: Journals, room: Option<Room>, now_ms: u64) -> bool {
-        let limit = if self.rests(now_ms) { self.limits.resting_bytes } else { self.limits.journal_bytes };
-        journals.live_bytes > limit || room.is_some_and(|room| journals.length_bytes > room.available_bytes / 2)
+    pub(crate) fn is_fold_due(&self, journals: Journals, room: Option<Room>, now_ms: u64) -> Option<FoldDue> {
+        if journals.live_bytes > self.limits.journal_bytes || Self::is_long(journals, room) {
+            return Some(FoldDue::Full);
+        }
+        (journals.live_bytes > self.limits.resting_bytes && self.rests(now_ms)).then_some(FoldDue::Resting)
+    }
+
+    /// Whether a fold that began because the volume rested can wait: it is written to again, and there is room.
+    pub(crate) fn may_wait(&self, journals: Journals, room: Option<Room>, now_ms: u64) -> bool {
+        !self.rests(now_ms) && !Self::is_long(journals, room)
+    }
+
+    /// Whether journals take so much that a fold may soon have no room.
+    fn is_long(journals: Journals, room: Option<Room>) -> bool {
+        room.is_some_and(|room| journals.length_bytes > room.available_bytes / 2)
     }
 
     fn rests(&self, now_ms: u64) -> bool {
@@ -228,15 +249,21 @@ mod tests {
         let large = Some(Room { available_bytes: 50 << 30, total_bytes: 100 << 30 });
         let write = |bytes| pressure.admit(bytes, || look(0, 50 << 30)).unwrap();
         let due = |live_bytes, now_ms| pressure.is_fold_due(journals(live_bytes), large, now_ms);
-        assert!(due(LIMIT / 4 + 1, 100_000), "nothing was ever written");
+        let may_wait = |now_ms| pressure.may_wait(journals(LIMIT), large, now_ms);
+        let much = LIMIT / 4 + 1;
+        assert_eq!(due(much, 100_000), Some(FoldDue::Resting), "nothing was ever written");
         write(21 << 20);
-        assert!(due(LIMIT / 4 + 1, 104_000), "that was not looked at yet");
-        assert!(!due(LIMIT / 4 + 1, 105_000), "21 MiB in 5 seconds");
-        assert!(!due(LIMIT, 105_000) && due(LIMIT + 1, 105_000), "there is a limit for those, too");
+        assert_eq!(due(much, 104_000), Some(FoldDue::Resting), "that was not looked at yet");
+        assert!(!may_wait(104_000) && may_wait(105_000), "21 MiB in 5 seconds");
+        assert_eq!(
+            (due(much, 105_000), due(LIMIT, 105_000), due(LIMIT + 1, 105_000)),
+            (None, None, Some(FoldDue::Full))
+        );
         write(19 << 20);
-        assert!(due(LIMIT / 4 + 1, 110_000) && !due(LIMIT / 4, 110_000), "19 MiB in 5 seconds");
+        assert_eq!((due(much, 110_000), due(much - 1, 110_000)), (Some(FoldDue::Resting), None), "19 MiB in 5 seconds");
+        assert!(!may_wait(110_000));
         write(1 << 20);
-        assert!(!due(LIMIT / 4 + 1, 1_000), "the clock was set back");
+        assert_eq!(due(much, 1_000), None, "the clock was set back");
     }
 
     #[test]
@@ -244,9 +271,12 @@ mod tests {
         let pressure = Pressure::new(LIMITS);
         let room = Some(Room { available_bytes: 200 << 20, total_bytes: 1 << 30 });
         let journals = |length_bytes| Journals { length_bytes, live_bytes: 1 << 20 };
-        assert!(!pressure.is_fold_due(journals(100 << 20), room, 0));
-        assert!(pressure.is_fold_due(journals((100 << 20) + 1), room, 0));
-        assert!(!pressure.is_fold_due(journals(10 << 30), None, 0));
+        assert_eq!(pressure.is_fold_due(journals(100 << 20), room, 0), None);
+        assert_eq!(pressure.is_fold_due(journals((100 << 20) + 1), room, 0), Some(FoldDue::Full));
+        assert_eq!(pressure.is_fold_due(journals(10 << 30), None, 0), None);
+        assert!(pressure.admit(1 << 30, || look(0, 50 << 30)).is_ok());
+        assert!(pressure.may_wait(journals(100 << 20), room, 10_000));
+        assert!(!pressure.may_wait(journals((100 << 20) + 1), room, 10_000));
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use format::tree::{self, Edit, TreeError};
@@ -62,11 +62,22 @@ impl Volumes {
         }
     }
 
-    /// Folds all that was written to a volume so far into its own tree, which gives the journals' space back.
+    /// Folds all that was written to a volume so far into its own tree, which gives the journals' space back. One that
+    /// fails leaves no more layers than there were.
     ///
     /// # Errors
     /// As [`Volumes::seal`].
     pub async fn fold(&self, volume: &Arc<Volume>, progress: &Progress) -> Result<(), VolumeError> {
+        let folded = self.fold_once(volume, progress).await;
+        if let (Err(_), Some(volumes)) = (&folded, self.context.volumes.get().and_then(Weak::upgrade)) {
+            let volume = volume.clone();
+            let merged = self.context.workers.run(move || volumes.merge_layers(&volume)).await?;
+            merged.unwrap_or_else(|error| tracing::debug!(%error, "layers could not be made one"));
+        }
+        folded
+    }
+
+    async fn fold_once(&self, volume: &Arc<Volume>, progress: &Progress) -> Result<(), VolumeError> {
         let _one = or_cancelled(progress, volume.folding.lock()).await?;
         let _hold = self.context.store.hold();
         self.end_open_layer(volume)?;

@@ -21,6 +21,9 @@ pub(crate) const FIRST_RECORD: u64 = SEGMENT_HEAD_BYTES as u64;
 /// The length of a record's header.
 pub(crate) const RECORD_HEADER: u64 = HEADER_BYTES as u64;
 
+/// What file systems read and write in one piece, in bytes.
+const BLOCK_BYTES: usize = 4096;
+
 /// What segments of journals are called.
 pub(crate) const SEGMENT_EXTENSION: &str = "segment";
 
@@ -43,6 +46,8 @@ pub(crate) struct Segment {
     last_sequence: AtomicU64,
     /// How much of it was torn when it was found again.
     torn_bytes: u64,
+    /// How long its file was already when it was used again, in bytes.
+    used_bytes: u64,
     /// How far a root record said that it was durable when it was found again, and how much of that was torn.
     pub(crate) listed: Option<(u64, u64)>,
     /// How far it was found to be what was written.
@@ -81,6 +86,7 @@ impl Segment {
             first_sequence: AtomicU64::new(u64::MAX),
             last_sequence: AtomicU64::new(0),
             torn_bytes: 0,
+            used_bytes: 0,
             listed: None,
             verified: AtomicU64::new(first_record),
             has_footer: AtomicBool::new(false),
@@ -141,6 +147,14 @@ impl Segment {
         self.first_sequence.fetch_min(first, Ordering::AcqRel);
         self.last_sequence.fetch_max(last, Ordering::AcqRel);
         self.tail.store(tail, Ordering::Release);
+    }
+
+    /// What is to be written behind a record that ends at a position, so that the file system need not read the rest of
+    /// a block that the file has from before: nothing that anybody needs is there.
+    pub(crate) fn padding(&self, end: u64) -> &'static [u8] {
+        static ZEROES: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+        let rest = end.next_multiple_of(BLOCK_BYTES as u64).min(self.used_bytes).saturating_sub(end);
+        &ZEROES[..usize::try_from(rest).unwrap_or(0)]
     }
 
     /// Notes that it is durable up to a position.
@@ -209,17 +223,20 @@ impl SegmentFiles {
     /// who had the file before may never have made it so.
     pub(crate) fn make(&self, id: SegmentId, keys: &JournalKeys) -> io::Result<Segment> {
         let free = self.free.lock().pop();
-        let (path, file) = match free {
-            Some(free) => free,
+        let (path, file, used_bytes) = match free {
+            Some((path, file)) => {
+                let used_bytes = file.length().unwrap_or(0);
+                (path, file, used_bytes)
+            }
             None => {
                 let path = self.directory.join(random_name()?);
                 let file = self.medium.open(&path, Open::New)?;
-                (path, file)
+                (path, file, 0)
             }
         };
         let header = SegmentHeader { id, end: None }.encode(keys);
         file.write_all_at(&[&header, &header], 0).inspect_err(|_| self.delete(&path))?;
-        Ok(Segment::new(Home::Segment(id), path, file))
+        Ok(Segment { used_bytes, ..Segment::new(Home::Segment(id), path, file) })
     }
 
     /// Gives a segment's file back that nothing refers to any more, no durable record either. Whoever still reads it goes
@@ -299,6 +316,7 @@ mod tests {
         };
         let names = || std::fs::read_dir(directory.path()).unwrap().count();
         let first = make(1);
+        assert_eq!(first.padding(1000).len(), 0, "a new file has nothing to be read");
         let reader = first.clone();
         files.give_back(first);
         assert_eq!(names(), 0, "it loses its name at once");
@@ -308,6 +326,7 @@ mod tests {
         assert_eq!(names(), 2, "no more are kept than the bound says");
         let again = make(9);
         assert_eq!(names(), 2, "a kept file is used again");
+        assert_eq!([1000, 4095, 4096, 4100].map(|end| again.padding(end).len()), [3096, 1, 0, 0]);
         assert!(again.path.exists());
         assert!(files.give_room() && !files.give_room());
         assert_eq!(names(), 1);

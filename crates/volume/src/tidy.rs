@@ -166,7 +166,7 @@ impl Volumes {
     }
 
     /// Makes layers of a volume one that nothing separates any more.
-    fn merge_layers(&self, volume: &Volume) -> Result<(), VolumeError> {
+    pub(crate) fn merge_layers(&self, volume: &Volume) -> Result<(), VolumeError> {
         // Whoever folds counts on the layers as they are.
         let Ok(_folding) = volume.folding.try_lock() else { return Ok(()) };
         loop {

@@ -15,7 +15,7 @@ use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
 use crate::history::{History, MOST_LAYERS};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
-use crate::pressure::{Journals, Look, NoRoom, Pressure};
+use crate::pressure::{FoldDue, Journals, Look, NoRoom, Pressure};
 use crate::reading::StackCell;
 use crate::records::{self, DeletedRecord, VolumeRecord};
 use crate::stack::{Context, Stack};
@@ -127,14 +127,22 @@ impl Volume {
 
     /// Whether the journals have grown so long that [`crate::Volumes::fold`] is due.
     #[must_use]
-    pub fn needs_fold(&self) -> bool {
+    pub fn needs_fold(&self) -> Option<FoldDue> {
         let stack = self.cell.stack();
         let deep = stack.layers.len() > MOST_LAYERS && self.window().is_some();
-        deep || self.is_fold_due(&stack, stack.context.room())
+        if deep { Some(FoldDue::Full) } else { self.is_fold_due(&stack, stack.context.room()) }
     }
 
-    fn is_fold_due(&self, stack: &Stack, room: Option<Room>) -> bool {
+    fn is_fold_due(&self, stack: &Stack, room: Option<Room>) -> Option<FoldDue> {
         self.pressure.is_fold_due(self.journals(stack), room, stack.context.options.clock.now_ms())
+    }
+
+    /// Whether a fold that began because the volume rested ([`FoldDue::Resting`]) can wait: the guest writes again.
+    #[must_use]
+    pub fn fold_may_wait(&self) -> bool {
+        let stack = self.cell.stack();
+        let now_ms = stack.context.options.clock.now_ms();
+        self.pressure.may_wait(self.journals(&stack), stack.context.room(), now_ms)
     }
 
     /// What a fold may give back of its journals: what is kept of the past is in them too, and stays.
@@ -166,7 +174,7 @@ impl Volume {
         let look = || {
             let stack = self.cell.stack();
             let (journal_bytes, room) = (self.journals(&stack).length_bytes, stack.context.room());
-            if self.is_fold_due(&stack, room) || self.pressure.missing(room) > 0 {
+            if self.is_fold_due(&stack, room).is_some() || self.pressure.missing(room) > 0 {
                 stack.context.room_due.notify_one();
             }
             // Where folding may wait for what is elsewhere, writes do not wait for folding: only the room counts.

@@ -20,13 +20,13 @@ use crate::frozen::{Frozen, TreeView};
 use crate::journal::{Journal, Secret};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
-use crate::pressure::Limits;
+use crate::pressure::{FoldDue, Limits};
 use crate::reading::StackCell;
 use crate::records::{self, JournalRecord, is_disk_size};
 use crate::segment::SegmentFiles;
 use crate::stack::{Context, Stack};
 use crate::volume::{Volume, Writer};
-use crate::workers::Workers;
+use crate::workers::{self, Workers};
 
 /// How many threads may compose and hash chunks for sealing at once.
 const WORKERS: usize = 2;
@@ -195,8 +195,8 @@ impl Volumes {
             source,
             nodes: NodeCache::new(options.node_cache_bytes),
             files: Arc::new(files),
-            workers: Workers::new(WORKERS, "fold"),
-            tidiers: Workers::new(1, "tidy"),
+            workers: Workers::new(WORKERS, "fold", workers::LATER),
+            tidiers: Workers::new(1, "tidy", workers::SOON),
             options,
             volumes: OnceLock::new(),
             room_due: Notify::new(),
@@ -309,10 +309,10 @@ impl Volumes {
         self.context.room_due.notified().await;
     }
 
-    /// Volumes whose journals have grown so long that [`Volumes::fold`] is due.
+    /// Volumes whose journals have grown so long that [`Volumes::fold`] is due, and why.
     #[must_use]
-    pub fn needs_fold(&self) -> Vec<Arc<Volume>> {
-        self.list().into_iter().filter(|volume| volume.needs_fold()).collect()
+    pub fn needs_fold(&self) -> Vec<(Arc<Volume>, FoldDue)> {
+        self.list().into_iter().filter_map(|volume| volume.needs_fold().map(|due| (volume, due))).collect()
     }
 
     /// Makes a volume larger; what is added reads as zeroes.

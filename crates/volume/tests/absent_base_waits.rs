@@ -176,6 +176,35 @@ fn sealing_waits_for_the_base_of_parts_and_writes_do_not() {
 }
 
 #[test]
+fn a_fold_that_is_put_off_leaves_no_more_layers_and_loses_nothing() {
+    let lazy = Lazy::new();
+    let (volumes, clone) = lazy.clone();
+    let mut expected = lazy.content.clone();
+    for round in 0..3_u64 {
+        let (first, second) = (noise(5 + round, 4096), noise(50 + round, 512));
+        clone.write(4096, &first, Durability::Process).unwrap();
+        run(async {
+            let progress = Arc::new(Progress::default());
+            let (folder, folded, watched) = (volumes.clone(), clone.clone(), progress.clone());
+            let fold = tokio::spawn(async move { folder.fold(&folded, &watched).await });
+            lazy.gate.until_waiting(1).await;
+            assert_eq!(clone.status().layers, 2);
+            // It goes over what is being folded.
+            clone.write(4096 + 512, &second, Durability::Process).unwrap();
+            progress.cancel();
+            assert!(matches!(fold.await.unwrap(), Err(VolumeError::Cancelled(_))));
+        });
+        assert_eq!(clone.status().layers, 1, "round {round}");
+        expected[4096..8192].copy_from_slice(&first);
+        expected[4096 + 512..4096 + 1024].copy_from_slice(&second);
+    }
+    lazy.gate.open();
+    assert!(read_all(&*clone) == expected);
+    run(volumes.fold(&clone, &Progress::default())).unwrap();
+    assert!(read_all(&*clone) == expected);
+}
+
+#[test]
 fn zeroing_a_disk_that_is_elsewhere_fetches_nothing() {
     let lazy = Lazy::new();
     let (volumes, clone) = lazy.clone();

@@ -112,7 +112,7 @@ fn a_writer_is_slowed_before_the_disk_is_full() {
         while !writer.is_finished() {
             // The writer says when; a last time nobody says anything.
             let _ = tokio::time::timeout(std::time::Duration::from_millis(100), volumes.room_due()).await;
-            for due in volumes.needs_fold() {
+            for (due, _) in volumes.needs_fold() {
                 volumes.fold(&due, &Progress::default()).await.unwrap();
             }
         }
@@ -143,7 +143,7 @@ fn the_past_makes_room_for_writes() {
                 .expect("no write fails");
             // As a node does every second.
             volumes.expire_history().unwrap();
-            for due in volumes.needs_fold() {
+            for (due, _) in volumes.needs_fold() {
                 volumes.fold(&due, &Progress::default()).await.unwrap();
             }
         }

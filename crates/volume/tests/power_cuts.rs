@@ -159,16 +159,12 @@ impl History {
 
 #[test]
 fn no_cut_at_any_step_loses_what_was_durable() {
-    let (mut moments, mut recoveries) = (0, 0);
-    for seed in seeds::seeds(20, 1500) {
-        let mut history = History::new(seed).unwrap();
-        if let Err(what) = history.run() {
-            panic!("seed {seed}, {what}\n{}", seeds::repeat(seed, "power_cuts"));
-        }
-        moments += history.moments;
-        recoveries += history.recoveries;
-    }
-    println!("{moments} moments, {recoveries} recoveries");
+    let moments = seeds::run(20, 1500, "power_cuts", |seed| {
+        let mut history = History::new(seed)?;
+        history.run()?;
+        Ok(history.moments + history.recoveries)
+    });
+    println!("{moments} moments and recoveries");
 }
 
 #[test]

@@ -248,12 +248,6 @@ fn check(left: &Simulated, logs: &[Vec<Request>], snapshots: &[Snapshot]) -> Res
 
 #[test]
 fn what_several_connections_were_promised_is_there() {
-    let mut requests = 0;
-    for seed in seeds::seeds(60, 3000) {
-        match history(seed) {
-            Ok(more) => requests += more,
-            Err(what) => panic!("seed {seed}, {what}\n{}", seeds::repeat(seed, "power_cuts_under_load")),
-        }
-    }
+    let requests = seeds::run(60, 3000, "power_cuts_under_load", |seed| history(seed).map(|requests| requests as u64));
     println!("{requests} requests");
 }

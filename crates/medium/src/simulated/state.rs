@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) total_bytes: u64,
     /// Files do not share their room.
     pub(super) refuses_clones: bool,
+    /// No holes can be punched.
+    pub(super) refuses_holes: bool,
     /// The states between changes, where they are kept.
     pub(super) moments: Option<Vec<State>>,
     names: Names,
@@ -63,6 +65,7 @@ impl State {
             last_failure: None,
             total_bytes: 1 << 40,
             refuses_clones: false,
+            refuses_holes: false,
             moments: None,
             names: Names::default(),
             contents: BTreeMap::new(),
@@ -421,6 +424,9 @@ impl State {
     }
 
     pub(super) fn punch(&mut self, id: u64, offset: u64, length: u64) -> io::Result<()> {
+        if self.refuses_holes {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         let outcome = self.begin_change(Operation::Punch)?;
         let number = self.operations;
         self.content_mut(id).punch(number, offset, length);

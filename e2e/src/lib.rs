@@ -7,11 +7,11 @@
 mod judges;
 mod pair;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use xtask::images::{self, Kernel};
 use xtask::mounted::{self, FileSystem};
-use xtask::setup::{self, MKFS_EXT4};
+use xtask::setup::{self, BLKDISCARD, FIO, LOSETUP, MKFS_EXT4};
 use xtask::tally::SKIP_MARK;
 use xtask::workspace;
 
@@ -45,6 +45,24 @@ pub fn can_mount_or_skip(kind: FileSystem) -> bool {
     let absent = setup::missing(&[MKFS_EXT4]);
     let described = (!absent.is_empty()).then(|| format!("missing: {}", setup::describe(&absent)));
     let missing = mounted::missing(kind).or(described);
+    if let Some(missing) = &missing {
+        println!("{SKIP_MARK}{missing}");
+    }
+    missing.is_none()
+}
+
+/// Whether volumes can be block devices of the kernel here; says what is missing where they cannot.
+#[must_use]
+pub fn can_have_devices_or_skip() -> bool {
+    let tools = setup::missing(&[LOSETUP, BLKDISCARD, FIO, MKFS_EXT4]);
+    let absent = ["/dev/fuse", "/dev/loop-control"].into_iter().find(|path| !Path::new(path).exists());
+    let missing = if !setup::is_root() {
+        Some("devices of the kernel take root".to_owned())
+    } else if let Some(path) = absent {
+        Some(format!("devices of the kernel take {path}"))
+    } else {
+        (!tools.is_empty()).then(|| format!("missing: {}", setup::describe(&tools)))
+    };
     if let Some(missing) = &missing {
         println!("{SKIP_MARK}{missing}");
     }

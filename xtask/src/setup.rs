@@ -66,8 +66,13 @@ pub const CERTTOOL: Tool = tool("certtool", "gnutls-bin", "judging the NBD expor
 /// Starts a server on a socket that exists already, as systemd does.
 pub const SOCKET_ACTIVATE: Tool = tool("systemd-socket-activate", "systemd", "judging socket activation");
 
+/// Makes block devices of files.
+pub const LOSETUP: Tool = tool("losetup", "mount", "devices of the kernel");
+/// Discards and zeroes what is on block devices.
+pub const BLKDISCARD: Tool = tool("blkdiscard", "util-linux", "judging devices of the kernel");
+
 /// Everything that any command wants.
-pub const ALL: [Tool; 18] = [
+pub const ALL: [Tool; 20] = [
     QEMU,
     QEMU_IMG,
     MMDEBSTRAP,
@@ -86,6 +91,8 @@ pub const ALL: [Tool; 18] = [
     SOCAT,
     CERTTOOL,
     SOCKET_ACTIVATE,
+    LOSETUP,
+    BLKDISCARD,
 ];
 
 impl Tool {

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use types::ObjectPath;
 
 use crate::command::{
-    attach, bucket, clone, completion, hydrate, import, indexer, login, materialize, node, publish, revert, snapshot,
-    status, store, subscribe, task, volume,
+    attach, bucket, clone, completion, fuse_front, hydrate, import, indexer, login, materialize, node, publish, revert,
+    snapshot, status, store, subscribe, task, volume,
 };
 
 /// Volumes, images and snapshots, delivered from whoever has them to where they run
@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Node(node::Arguments),
     Indexer(indexer::Arguments),
     Completion(completion::Arguments),
+    #[command(hide = true)]
+    FuseFront(fuse_front::Arguments),
 }
 
 /// Parses one of a few words into the API's value of that name.

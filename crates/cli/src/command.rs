@@ -5,6 +5,7 @@ pub(crate) mod bucket;
 pub(crate) mod clone;
 pub(crate) mod completion;
 mod difference;
+pub(crate) mod fuse_front;
 pub(crate) mod hydrate;
 pub(crate) mod import;
 pub(crate) mod indexer;
@@ -34,6 +35,7 @@ pub(crate) fn run(arguments: Arguments) -> Outcome {
         Command::Completion(arguments) => completion::run(&arguments),
         Command::Node(arguments) => node::run(&context, arguments),
         Command::Indexer(arguments) => indexer::run(&context, arguments),
+        Command::FuseFront(arguments) => fuse_front::run(&context, arguments),
         talking => context.block_on(talk(&context, talking)),
     }
 }
@@ -59,6 +61,8 @@ async fn talk(context: &Context, command: Command) -> Outcome {
         Command::Status(_) => status::run(context).await,
         Command::Login(arguments) => login::run(context, arguments).await,
         Command::Store(arguments) => store::run(context, arguments).await,
-        Command::Completion(_) | Command::Node(_) | Command::Indexer(_) => unreachable!("runs without a node"),
+        Command::Completion(_) | Command::Node(_) | Command::Indexer(_) | Command::FuseFront(_) => {
+            unreachable!("runs without a node")
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Commands are modules under [`command`], a noun each, with their arguments and their one-screen implementations. What
 //! is printed goes through [`output`], long jobs through [`wait`], and every failure becomes an exit code in
-//! [`failure`]. No command touches a node's directory, except `node serve` and `store rebuild-index`.
+//! [`failure`]. No command touches a node's directory, except `node serve`, `fuse-front` and `store rebuild-index`.
 #![allow(
     rustdoc::broken_intra_doc_links,
     reason = "doc comments of arguments are the help text, with its own brackets"

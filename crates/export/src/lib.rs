@@ -6,10 +6,16 @@
 //! reply is sent before it is true; what is here is served at once even while other requests wait for what is not; no
 //! client's bytes make this crate panic or hold memory beyond its bounds. It knows nothing of catalogs, attachments or
 //! peers.
+//!
+//! [`fuse`] and [`loop_device`] make an NBD export a block device of the kernel.
 
 mod disk;
 mod exports;
+pub mod fuse;
+pub mod loop_device;
+pub mod mounts;
 pub mod nbd;
 
 pub use exports::{Exports, SingleExport};
+pub use fuse::{FrontError, FrontOptions, run_front};
 pub use nbd::{ExportError, Listen, NbdOptions, NbdServer, Reservation, Suspended, Tls, TlsError};

@@ -50,7 +50,7 @@ mod store;
 mod task;
 mod volume;
 
-pub use attachment::{AttachRequest, Attachment, TlsPolicy, Transport};
+pub use attachment::{AttachRequest, Attachment, TlsPolicy, Transport, Via};
 pub use bucket::{
     Bucket, BucketDetail, BucketObject, CreateBucketRequest, GrantRequest, LogEntry, Login, LoginRequest, Policy,
     Publication, PublishRequest, SubscribeRequest, Subscription,

@@ -1,7 +1,10 @@
 //! Attachments: volumes and snapshots as block devices, which come back by themselves after a restart.
 //!
-//! Each has a server and a socket of its own, `nbd/TARGET.sock` in the node's directory.
+//! Each has a server and a socket of its own, `nbd/TARGET.sock` in the node's directory. A device of the kernel has a
+//! front beside it, which is a client of that server ([`kernel`]).
 
+mod devices;
+mod kernel;
 mod place;
 
 use std::collections::BTreeMap;
@@ -18,6 +21,7 @@ use crate::error::{blocking, store_error};
 use crate::node::Node;
 use crate::passed::PassedSockets;
 use crate::record::{AttachmentRecord, Record};
+use kernel::KernelDevice;
 use place::Place;
 
 const PREFIX: &str = "attachment/";
@@ -40,6 +44,8 @@ struct Running {
     exports: Arc<SingleExport>,
     options: NbdOptions,
     read_only: bool,
+    /// The device of the kernel, where it is one.
+    kernel: Option<KernelDevice>,
 }
 
 /// QEMU's `-drive` for an export (a comma in a value is doubled: qemu(1), `-drive`).
@@ -95,6 +101,7 @@ pub(crate) struct Prepared {
 /// The attachments of a node, by target.
 #[derive(Debug)]
 pub(crate) struct Attachments {
+    directory: PathBuf,
     sockets: PathBuf,
     store: Arc<dyn ChunkStore>,
     runtime: tokio::runtime::Handle,
@@ -121,7 +128,8 @@ impl Attachments {
         passed: PassedSockets,
     ) -> Self {
         let (running, reserved) = (Mutex::default(), Mutex::new(reserved));
-        Self { sockets: directory.join(SOCKETS), store, runtime, passed, running, reserved }
+        let (directory, sockets) = (directory.to_owned(), directory.join(SOCKETS));
+        Self { directory, sockets, store, runtime, passed, running, reserved }
     }
 
     fn reserved(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Reservation>> {
@@ -142,10 +150,12 @@ impl Attachments {
             Listen::Unix(path) => Some(path.display().to_string()),
             Listen::Tcp(_) => None,
         };
+        let device = running.kernel.as_ref().and_then(KernelDevice::device);
         Attachment {
             target: target.to_owned(),
-            via: Transport::Nbd,
+            via: if running.kernel.is_some() { Transport::Fuse } else { Transport::Nbd },
             uri: running.uri.clone(),
+            device: device.map(|device| device.path().display().to_string()),
             socket,
             export: target.to_owned(),
             qemu_drive: qemu_drive(&running.listen, target, running.options.tls.is_some(), running.read_only),
@@ -178,7 +188,7 @@ impl Attachments {
         record: &AttachmentRecord,
         device: Arc<dyn BlockDevice>,
         begin: Begin,
-    ) -> Result<Attachment, ApiError> {
+    ) -> Result<(), ApiError> {
         let mut running = self.lock();
         if running.contains_key(target) {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{target} is attached already"))
@@ -205,10 +215,9 @@ impl Attachments {
             }
         };
         let (listen, uri) = (server.listen().clone(), server.uri(target));
-        let started = Running { server: Some(server), listen, uri, exports, options, read_only };
-        let shown = Self::show(target, &started);
+        let started = Running { server: Some(server), listen, uri, exports, options, read_only, kernel: None };
         running.insert(target.to_owned(), started);
-        Ok(shown)
+        Ok(())
     }
 
     fn stop(&self, target: &str) -> bool {
@@ -282,6 +291,11 @@ impl Attachments {
 impl Node {
     /// Attaches a volume or snapshot.
     pub(crate) async fn attach(self: &Arc<Self>, request: AttachRequest) -> Result<Attachment, ApiError> {
+        let transport = kernel::choose(request.via)?;
+        if transport != Transport::Nbd && (request.listen.is_some() || request.tls_certificates.is_some()) {
+            let message = "a device of the kernel is served at a unix socket of its own, without TLS";
+            return Err(ApiError::new(ErrorCode::Invalid, message).hint("leave out --listen and --tls-certificates"));
+        }
         let (tls_certificates, plain_allowed) = place::tls_record(&request)?;
         let (target, device) = self.device(&request.target, request.disk.as_deref()).await?;
         let mut record = AttachmentRecord {
@@ -291,11 +305,19 @@ impl Node {
             read_timeout_ms: request.read_timeout_ms,
             tls_certificates,
             plain_allowed,
+            kernel: None,
         };
         let (node, insecure) = (Arc::clone(self), request.insecure_listen);
         blocking(move || {
             let begin = if insecure { Begin::AskedOfAll } else { Begin::Asked };
-            let attachment = node.attachments.start(&target, &record, device, begin)?;
+            node.attachments.start(&target, &record, device, begin)?;
+            if transport == Transport::Fuse {
+                let made = node.attachments.make_device(&target);
+                if made.is_err() {
+                    node.attachments.stop(&target);
+                }
+                record.kernel = Some(made?);
+            }
             // The port that was given stays the same after a restart.
             let chosen = record.listen.as_deref().is_some_and(|listen| !listen.starts_with("fd:"));
             if let (true, Some(Listen::Tcp(address))) = (chosen, node.attachments.address(&target)) {
@@ -303,9 +325,12 @@ impl Node {
             }
             let written = record.write(&*node.store, format!("{PREFIX}{target}")).map_err(store_error);
             if written.is_err() {
+                node.attachments.remove_device(&target, true)?;
                 node.attachments.stop(&target);
             }
-            written.map(|()| attachment)
+            written?;
+            let gone = || ApiError::new(ErrorCode::Conflict, format!("{target} was detached meanwhile"));
+            node.attachments.find(&target).ok_or_else(gone)
         })
         .await
     }
@@ -318,15 +343,12 @@ impl Node {
         });
         let attachment =
             found.ok_or_else(|| ApiError::new(ErrorCode::NotFound, format!("{target} is not attached")))?;
-        if attachment.connections > 0 && !force {
-            let error = ApiError::new(
-                ErrorCode::Conflict,
-                format!("{target} is in use by {} connections", attachment.connections),
-            );
-            return Err(error.hint("stop whoever uses it, or say --force to close its connections"));
-        }
         let (node, target) = (Arc::clone(self), attachment.target.clone());
         blocking(move || {
+            if !force {
+                node.attachments.check_unused(&target)?;
+            }
+            node.attachments.remove_device(&target, force)?;
             node.store.roots().apply(vec![(format!("{PREFIX}{target}"), None)]).map_err(store_error)?;
             node.attachments.stop(&target);
             Ok(())
@@ -361,8 +383,10 @@ impl Node {
     }
 
     /// Starts attachments; one that fails does not keep the others from starting.
-    pub(crate) fn start_attachments(&self, prepared: Vec<Prepared>) {
+    pub(crate) async fn start_attachments(self: &Arc<Self>, prepared: Vec<Prepared>) -> Result<(), ApiError> {
+        let mut kernel = Vec::new();
         for Prepared { target, record, device, suspended } in prepared {
+            kernel.extend(record.kernel.map(|_| (target.clone(), record.clone())));
             // Whoever attached it has said that it may be open to the network.
             if let Err(error) = self.attachments.start(&target, &record, device, Begin::Again(suspended)) {
                 tracing::warn!(%error, target, "an attachment did not come back");
@@ -370,6 +394,12 @@ impl Node {
         }
         // Nothing is attached there any more.
         std::mem::take(&mut *self.attachments.reserved()).into_values().for_each(Reservation::give_up);
+        let node = Arc::clone(self);
+        blocking(move || {
+            node.attachments.resume_devices(kernel);
+            Ok(())
+        })
+        .await
     }
 
     /// Where a volume or version is attached, as URIs.

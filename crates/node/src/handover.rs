@@ -24,7 +24,7 @@ pub use parcel::{ParcelError, decode_contents};
 pub use predecessor::HandOver;
 
 pub(crate) use parcel::Parcel;
-pub(crate) use predecessor::{Successor, await_successor};
+pub(crate) use predecessor::{Successor, await_successor, same_program};
 pub(crate) use successor::{Predecessor, Taken, ask, take_back};
 
 /// The name of the socket, in the node's directory, at which a successor asks.

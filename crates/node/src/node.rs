@@ -181,7 +181,7 @@ impl Node {
         if let Some(taken) = &taken {
             taken.predecessor.taken();
         }
-        self.start_attachments(attachments);
+        self.start_attachments(attachments).await?;
         if let Some(taken) = &taken {
             let pause_ms = crate::task::now_ms().saturating_sub(taken.began_ms);
             tracing::info!(pause_ms, "took over from the process before");

@@ -154,6 +154,21 @@ pub(crate) struct AttachmentRecord {
     /// Whether clients without TLS are served beside those with it.
     #[n(5)]
     pub(crate) plain_allowed: Option<bool>,
+    /// How it is a device of the kernel, if it is one.
+    #[n(6)]
+    pub(crate) kernel: Option<KernelRecord>,
+}
+
+/// How something is a device of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) enum KernelRecord {
+    /// A loop device over a file that is served by FUSE.
+    #[n(0)]
+    Fuse {
+        /// The loop device's number, which it has again where that is free.
+        #[n(0)]
+        number: u32,
+    },
 }
 
 /// The number of a trust domain.

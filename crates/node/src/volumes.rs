@@ -53,7 +53,12 @@ impl Node {
     pub(crate) async fn resize_volume(self: &Arc<Self>, name: &Name, size_bytes: u64) -> Result<api::Volume, ApiError> {
         let volume = self.find_volume(name)?;
         let (node, growing) = (Arc::clone(self), Arc::clone(&volume));
-        blocking(move || node.volumes.grow(&growing, size_bytes).map_err(volume_error)).await?;
+        blocking(move || {
+            node.volumes.grow(&growing, size_bytes).map_err(volume_error)?;
+            node.attachments.follow_size(growing.name().as_str());
+            Ok(())
+        })
+        .await?;
         Ok(self.show_volume(&volume))
     }
 
@@ -161,7 +166,12 @@ impl Node {
     ) -> Result<api::Reverted, ApiError> {
         let volume = self.find_volume(name)?;
         let (to, shown) = self.revert_target(name, &request).await?;
-        if let Some(attachment) = self.attachments.find(name.as_str()).filter(|found| found.connections > 0) {
+        let attached = self.attachments.find(name.as_str());
+        if let Some(device) = attached.as_ref().and_then(|found| found.device.as_ref()) {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is the device {device}"))
+                .hint(format!("first: brant detach {name}, as the kernel may have parts of it in memory")));
+        }
+        if let Some(attachment) = attached.filter(|found| found.connections > 0) {
             let clients = if attachment.connections == 1 { "client is" } else { "clients are" };
             let message = format!("{name} is in use: {} {clients} connected", attachment.connections);
             return Err(ApiError::new(ErrorCode::Conflict, message)

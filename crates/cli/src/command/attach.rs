@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use node::api::{AttachRequest, Attachment, TlsPolicy, Transport};
+use node::api::{AttachRequest, Attachment, TlsPolicy, Via};
 
 use crate::arguments::{choice, some_milliseconds};
 use crate::context::Context;
@@ -12,14 +12,16 @@ use crate::output::table::Table;
 /// Make a volume or snapshot a block device, or list what is one
 ///
 /// Prints the URI, and what QEMU takes, with a reconnect-delay: its guest then waits for a node that was killed and is
-/// started again. A snapshot is read-only. An attachment lasts until it is detached, across restarts of the node, at
-/// the same socket. Without a target, lists the attachments.
+/// started again. With --via kernel it prints a block device, whose users wait too. A snapshot is read-only. An
+/// attachment lasts until it is detached, across restarts of the node, at the same socket and device. Without a target,
+/// lists the attachments.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Examples:
   brant attach web1
   brant attach vms/web@3 --listen 127.0.0.1:10809
   brant attach web1 --listen 0.0.0.0:10809 --tls-certificates /etc/pki/brant
   brant attach web1 --listen fd:web1
+  brant attach web1 --via kernel
   brant attach
   qemu-system-x86_64 -m 1G -drive \"$(brant attach web1 --json | jq -r .qemu_drive)\"")]
 pub(crate) struct AttachArguments {
@@ -29,9 +31,10 @@ pub(crate) struct AttachArguments {
     /// The disk, of a snapshot that has several
     #[arg(long, value_name = "NAME", requires = "target")]
     disk: Option<String>,
-    /// How it becomes visible
-    #[arg(long, default_value = "nbd", value_parser = choice::<Transport>(&["nbd"]))]
-    via: Transport,
+    /// How it becomes visible: by NBD alone, or also as a device of the kernel, in the best way that the machine has or
+    /// as a loop device over FUSE
+    #[arg(long, default_value = "nbd", value_parser = choice::<Via>(&["nbd", "kernel", "fuse"]))]
+    via: Via,
     /// Where to listen, instead of at a unix socket in the node's directory: IP:PORT, unix:PATH, or fd:NAME, a socket
     /// that the node was started with (systemd's FileDescriptorName)
     #[arg(long, value_name = "WHERE", requires = "target")]
@@ -53,7 +56,8 @@ pub(crate) struct AttachArguments {
 
 /// End an attachment
 ///
-/// Every acknowledged write has reached the node. One whose clients are connected is ended only by force.
+/// Every acknowledged write has reached the node. One that is in use, by clients that are connected or by whoever has the
+/// device of the kernel mounted or open, is ended only by force.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "Example:
   brant detach web1")]
@@ -61,7 +65,7 @@ pub(crate) struct DetachArguments {
     /// What was attached
     #[arg(value_name = "VOLUME|SNAPSHOT")]
     target: String,
-    /// End it though clients are connected; reads that wait fail
+    /// End it though it is in use: clients lose their connections, the kernel's device gives I/O errors
     #[arg(long)]
     force: bool,
 }
@@ -80,8 +84,10 @@ pub(crate) async fn attach(context: &Context, arguments: AttachArguments) -> Out
         tls: arguments.tls,
     };
     let attachment = context.client.attach(&request).await?;
-    context.output.show(&attachment, |_| attachment.uri.clone())?;
-    context.output.note(&format!("for QEMU: {}", qemu(&attachment)));
+    context.output.show(&attachment, |_| attachment.device.as_ref().unwrap_or(&attachment.uri).clone())?;
+    if attachment.device.is_none() {
+        context.output.note(&format!("for QEMU: {}", qemu(&attachment)));
+    }
     Ok(())
 }
 
@@ -95,13 +101,14 @@ fn absolute(given: &Path) -> Result<String, Failure> {
 async fn list(context: &Context) -> Outcome {
     let attachments = context.client.attachments().await?;
     context.output.list(&attachments, "nothing is attached", |view| {
-        let mut table = Table::new().words("TARGET").words("ACCESS").numbers("CLIENTS").texts("URI");
+        let mut table = Table::new().words("TARGET").words("ACCESS").numbers("CLIENTS").words("DEVICE").texts("URI");
         for attachment in &attachments {
             let access = if attachment.read_only { "read-only" } else { "read-write" };
             table.row([
                 attachment.target.clone(),
                 access.to_owned(),
                 attachment.connections.to_string(),
+                attachment.device.clone().unwrap_or_else(|| "-".to_owned()),
                 attachment.uri.clone(),
             ]);
         }

@@ -33,7 +33,7 @@ impl Logging {
         let quiet = if self.filter.contains('=') {
             ""
         } else {
-            ",iroh=warn,noq=warn,hyper=warn,sqlx=warn,netwatch=warn,fjall=warn,lsm_tree=warn"
+            ",iroh=warn,noq=warn,hyper=warn,sqlx=warn,netwatch=warn,fjall=warn,lsm_tree=warn,fuser=error"
         };
         let filter = EnvFilter::try_new(format!("{}{quiet}", self.filter)).map_err(|error| {
             ApiError::new(ErrorCode::Invalid, format!("{:?} is not a filter of logs: {error}", self.filter))

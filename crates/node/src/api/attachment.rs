@@ -10,6 +10,32 @@ pub enum Transport {
     /// NBD over a unix socket, or TCP where an address is given.
     #[default]
     Nbd,
+    /// A loop device of the kernel over a FUSE file, beside the unix socket. Takes root.
+    Fuse,
+}
+
+impl Transport {
+    /// Its name on the command line and in JSON.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nbd => "nbd",
+            Self::Fuse => "fuse",
+        }
+    }
+}
+
+/// How a device shall be made visible.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Via {
+    /// [`Transport::Nbd`].
+    #[default]
+    Nbd,
+    /// [`Transport::Fuse`].
+    Fuse,
+    /// As a device of the kernel, in the best way that the node's machine has.
+    Kernel,
 }
 
 /// Who has to use TLS.
@@ -32,7 +58,7 @@ pub struct AttachRequest {
     pub disk: Option<String>,
     /// How.
     #[serde(default)]
-    pub via: Transport,
+    pub via: Via,
     /// Where to listen instead of at a unix socket in the node's directory: `IP:PORT`, `unix:PATH`, or `fd:NAME` for a
     /// socket that the node was started with. Beyond loopback only with TLS that is required, or with `insecure_listen`.
     #[serde(default)]
@@ -60,6 +86,10 @@ pub struct Attachment {
     pub via: Transport,
     /// Where: an NBD URI.
     pub uri: String,
+    /// The block device of the kernel, where it is one, such as `/dev/loop0`. It stays the same across restarts of the
+    /// node, not of the machine.
+    #[serde(default)]
+    pub device: Option<String>,
     /// The unix socket, where it is one.
     pub socket: Option<String>,
     /// The value of QEMU's `-drive` for it; the guest's requests wait where the node was killed, until it is back.
@@ -69,6 +99,6 @@ pub struct Attachment {
     pub export: String,
     /// Whether writes are refused.
     pub read_only: bool,
-    /// How many clients are connected.
+    /// How many clients are connected; what serves the device of the kernel is one of them.
     pub connections: u64,
 }

@@ -15,7 +15,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 
 use super::parcel::{ParcelError, Sealed};
 use super::passing::{Word, hear};
-use super::predecessor::again;
+use super::predecessor::same_program;
 use crate::systemd;
 
 /// How long a successor may take to start. Guests wait meanwhile, which they bear better than an error.
@@ -94,7 +94,7 @@ fn take_back(sealed: &Sealed, serving: &[OsString], why: &str) -> Result<(), Gua
     ours.set_nonblocking(true).map_err(GuardError::GiveBack)?;
     let given = sealed.forward(&ours);
     given.map_err(|error| GuardError::GiveBack(io::Error::other(error)))?;
-    let mut command = again();
+    let mut command = same_program();
     command.args(serving).arg(format!("--taken-back={why}")).stdin(Stdio::from(std::os::fd::OwnedFd::from(its)));
     Err(GuardError::Again(command.exec()))
 }

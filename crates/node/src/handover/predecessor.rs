@@ -99,14 +99,14 @@ impl HandOver {
     /// It returns only when that has failed.
     #[must_use = "whoever comes back has failed"]
     pub fn become_guard(self, serving: &[OsString]) -> io::Error {
-        let mut command = again();
+        let mut command = same_program();
         command.args(["node", "guard", "--"]).args(serving).stdin(Stdio::from(self.parcel));
         command.exec()
     }
 }
 
 /// This very program, even where its file has been replaced.
-pub(super) fn again() -> Command {
+pub(crate) fn same_program() -> Command {
     let mut command = Command::new("/proc/self/exe");
     if let Some(name) = std::env::args_os().next() {
         command.arg0(name);

@@ -40,7 +40,9 @@ pub(crate) fn run(few: u64, many: u64, test: &str, history: impl Fn(u64) -> Resu
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..available_parallelism().map_or(1, usize::from)).map(|_| scope.spawn(work)).collect();
-        threads.into_iter().filter_map(|thread| thread.join().err()).for_each(|panic| resume_unwind(panic));
+        if let Some(panic) = threads.into_iter().find_map(|thread| thread.join().err()) {
+            resume_unwind(panic);
+        }
     });
     total.into_inner()
 }

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use format::entry::{Action, Entry};
 use format::{Manifest, from_canonical};
@@ -31,6 +31,12 @@ const OWN_RATE: u64 = 64 << 20;
 
 /// How long after its start a node collects by itself for the first time.
 const FIRST: Duration = Duration::from_hours(1);
+
+/// How often a node looks whether it should collect.
+const LOOK: Duration = Duration::from_mins(1);
+
+/// By how much a store must have grown to be collected before it is time, in bytes; and by half of what there was.
+const GROWTH_BYTES: u64 = 4 << 30;
 
 const MAX_RECORD_BYTES: usize = 1 << 20;
 
@@ -214,21 +220,44 @@ impl Node {
         Ok(sentence(&report, request.dry_run))
     }
 
-    /// Collects now and then, until the node stops.
+    /// Collects now and then, and when the store has grown much, until the node stops.
     pub(crate) fn spawn_collector(self: &Arc<Self>) {
         let Some(every) = self.options.collect_every else { return };
         let node = Arc::clone(self);
         self.spawn(async move {
-            tokio::time::sleep(every.min(FIRST)).await;
+            let mut next = Instant::now() + every.min(FIRST);
+            let mut left_bytes = node.stored_bytes();
+            let mut collected = false;
             loop {
+                tokio::time::sleep(LOOK.min(every)).await;
+                if node.tasks.is_running(TaskKind::Collect) {
+                    continue;
+                }
+                let stored_bytes = node.stored_bytes();
+                left_bytes = if std::mem::take(&mut collected) { stored_bytes } else { left_bytes.min(stored_bytes) };
+                if Instant::now() < next && !has_grown(left_bytes, stored_bytes) {
+                    continue;
+                }
+                (next, collected) = (Instant::now() + every, true);
                 let request = CollectRequest { rate_bytes_per_second: Some(OWN_RATE), ..CollectRequest::default() };
                 if let Err(error) = node.start_collection(request).await {
                     tracing::warn!(%error, "the store could not be collected");
                 }
-                tokio::time::sleep(every).await;
             }
         });
     }
+
+    /// What the store holds, in bytes; nothing where it cannot tell.
+    fn stored_bytes(&self) -> u64 {
+        self.store.statistics().map_or(0, |statistics| statistics.stored_bytes)
+    }
+}
+
+/// Whether a store has grown so much since something was left in it that it should be collected before it is time: what
+/// guests overwrite is stored anew each time that their journals are folded.
+fn has_grown(left_bytes: u64, stored_bytes: u64) -> bool {
+    let grown_bytes = stored_bytes.saturating_sub(left_bytes);
+    grown_bytes >= GROWTH_BYTES && grown_bytes >= left_bytes / 2
 }
 
 impl CollectionStatus {
@@ -270,5 +299,18 @@ fn collect_error(error: CollectError) -> ApiError {
         CollectError::Roots(_) | CollectError::Node(..) => ApiError::from_error(ErrorCode::Damaged, &error)
             .hint("mend or remove what is named, so that it is known again what must be kept; try: brant store scrub"),
         error => ApiError::from_error(ErrorCode::Internal, &error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_has_grown_by_half_is_collected_early() {
+        let gib = |count: u64| count << 30;
+        assert!(has_grown(0, gib(4)) && !has_grown(0, gib(4) - 1));
+        assert!(has_grown(gib(100), gib(150)) && !has_grown(gib(100), gib(150) - 1));
+        assert!(!has_grown(gib(100), gib(50)));
     }
 }

@@ -35,7 +35,7 @@ const WHOLE: u64 = 1000;
 const RESTING_RATE: u64 = 4 << 20;
 
 /// For how long writes are counted to see whether a volume rests, in milliseconds.
-const REST_MS: u64 = 5_000;
+const REST_MS: u64 = 60_000;
 
 /// What a volume's writes have to keep to.
 #[derive(Debug)]
@@ -134,14 +134,14 @@ impl Pressure {
         room.is_some_and(|room| journals.length_bytes > room.available_bytes / 2)
     }
 
+    /// Whether little was written in the last minute that was looked at, and little since.
     fn rests(&self, now_ms: u64) -> bool {
         let written_bytes = self.written_bytes.load(Ordering::Relaxed);
         let mut rest = self.rest.lock();
-        let passed_ms = now_ms.saturating_sub(rest.looked_ms);
-        if passed_ms >= REST_MS || now_ms < rest.looked_ms {
-            let most = u128::from(RESTING_RATE) * u128::from(passed_ms) / 1000;
-            let rests = u128::from(written_bytes.saturating_sub(rest.written_bytes)) < most;
-            *rest = Rest { looked_ms: now_ms, written_bytes, rests };
+        let little = written_bytes.saturating_sub(rest.written_bytes) < RESTING_RATE * REST_MS / 1000;
+        let is_new = rest.looked_ms == 0 || now_ms < rest.looked_ms;
+        if is_new || !little || now_ms - rest.looked_ms >= REST_MS {
+            *rest = Rest { looked_ms: now_ms, written_bytes, rests: little && !is_new };
         }
         rest.rests
     }
@@ -251,18 +251,18 @@ mod tests {
         let due = |live_bytes, now_ms| pressure.is_fold_due(journals(live_bytes), large, now_ms);
         let may_wait = |now_ms| pressure.may_wait(journals(LIMIT), large, now_ms);
         let much = LIMIT / 4 + 1;
-        assert_eq!(due(much, 100_000), Some(FoldDue::Resting), "nothing was ever written");
-        write(21 << 20);
-        assert_eq!(due(much, 104_000), Some(FoldDue::Resting), "that was not looked at yet");
-        assert!(!may_wait(104_000) && may_wait(105_000), "21 MiB in 5 seconds");
+        assert_eq!((due(much, 100_000), due(much, 159_999)), (None, None), "nobody knows yet");
+        assert_eq!((due(much, 160_000), due(much - 1, 160_000)), (Some(FoldDue::Resting), None));
+        assert!(!may_wait(160_000));
+        write(241 << 20);
+        assert!(may_wait(160_001), "241 MiB in less than a minute");
         assert_eq!(
-            (due(much, 105_000), due(LIMIT, 105_000), due(LIMIT + 1, 105_000)),
+            (due(much, 161_000), due(LIMIT, 161_000), due(LIMIT + 1, 161_000)),
             (None, None, Some(FoldDue::Full))
         );
-        write(19 << 20);
-        assert_eq!((due(much, 110_000), due(much - 1, 110_000)), (Some(FoldDue::Resting), None), "19 MiB in 5 seconds");
-        assert!(!may_wait(110_000));
-        write(1 << 20);
+        write(239 << 20);
+        assert!(may_wait(220_000) && !may_wait(220_001), "239 MiB in a minute");
+        assert_eq!(due(much, 230_000), Some(FoldDue::Resting));
         assert_eq!(due(much, 1_000), None, "the clock was set back");
     }
 
@@ -275,8 +275,8 @@ mod tests {
         assert_eq!(pressure.is_fold_due(journals((100 << 20) + 1), room, 0), Some(FoldDue::Full));
         assert_eq!(pressure.is_fold_due(journals(10 << 30), None, 0), None);
         assert!(pressure.admit(1 << 30, || look(0, 50 << 30)).is_ok());
-        assert!(pressure.may_wait(journals(100 << 20), room, 10_000));
-        assert!(!pressure.may_wait(journals((100 << 20) + 1), room, 10_000));
+        assert!(pressure.may_wait(journals(100 << 20), room, 1));
+        assert!(!pressure.may_wait(journals((100 << 20) + 1), room, 1));
     }
 
     #[test]

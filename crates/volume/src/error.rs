@@ -45,6 +45,14 @@ pub enum VolumeError {
         /// What was asked for, in bytes.
         wanted_bytes: u64,
     },
+    /// A clone is at least as large as what it begins as.
+    #[error("a disk of {size_bytes} bytes does not fit into a volume of {wanted_bytes}")]
+    TooSmall {
+        /// What the disk has, in bytes.
+        size_bytes: u64,
+        /// What was asked for, in bytes.
+        wanted_bytes: u64,
+    },
     /// One volume was named twice where each is meant once.
     #[error("volume {0} is named twice")]
     Repeated(Name),

@@ -7,6 +7,7 @@
 
 mod base;
 mod clock;
+mod cloning;
 mod deleted;
 pub mod device;
 mod difference;
@@ -38,6 +39,7 @@ mod workers;
 
 pub use base::{Missing, TreeBase};
 pub use clock::Clock;
+pub use cloning::CloneOf;
 pub use deleted::Deleted;
 pub use device::{BlockDevice, DeviceError, Durability, Extent, ExtentKind, Readiness};
 pub use difference::{Changed, ChangedKind, Changes, DiskState};

@@ -15,6 +15,7 @@ use types::{FrozenId, JournalId, LayerId, Name, VolumeId};
 
 use crate::base::TreeBase;
 use crate::clock::Clock;
+use crate::cloning::CloneOf;
 use crate::error::VolumeError;
 use crate::frozen::{Frozen, TreeView};
 use crate::journal::{Journal, Secret};
@@ -222,8 +223,7 @@ impl Volumes {
     /// # Errors
     /// As [`Volumes::create`].
     pub fn clone_tree(&self, name: &Name, base: TreeBase) -> Result<Arc<Volume>, VolumeError> {
-        let changing = self.changes.lock();
-        self.add(&changing, name, &Stack::new(self.context.clone(), base.size_bytes, base, Vec::new()))
+        self.clone_disk(name, CloneOf::Tree(base), None)
     }
 
     /// Makes a volume whose content is a frozen disk's, sealed or not, in constant time.
@@ -231,17 +231,18 @@ impl Volumes {
     /// # Errors
     /// As [`Volumes::create`], and a frozen disk that is not there.
     pub fn clone_frozen(&self, name: &Name, frozen: FrozenId) -> Result<Arc<Volume>, VolumeError> {
-        let changing = self.changes.lock();
-        let frozen = self.frozen(frozen).ok_or(VolumeError::UnknownFrozen(frozen))?;
-        self.add(&changing, name, &frozen.cell.stack())
+        self.clone_disk(name, CloneOf::Frozen(frozen), None)
     }
 
-    fn add(&self, changing: &MutexGuard<'_, ()>, name: &Name, under: &Stack) -> Result<Arc<Volume>, VolumeError> {
+    /// Makes a volume over a disk, under a name that is free.
+    pub(crate) fn add(
+        &self,
+        changing: &MutexGuard<'_, ()>,
+        name: &Name,
+        under: &Stack,
+    ) -> Result<Arc<Volume>, VolumeError> {
         if !is_disk_size(under.size_bytes) {
             return Err(VolumeError::Size(under.size_bytes));
-        }
-        if self.get(name).is_some() {
-            return Err(VolumeError::Exists(name.clone()));
         }
         // What could not be recovered must not be made.
         under.record().check(name.as_str())?;

@@ -16,6 +16,7 @@
 //! | `POST /v1/hydrations/{target}` | | [`Task`] |
 //! | `GET /v1/volumes`, `POST`, `GET …/{volume}`, `DELETE …/{volume}` | [`CreateVolumeRequest`] | [`Volume`], [`VolumeDetail`] |
 //! | `POST /v1/volumes/{volume}/resize`, `…/revert` | [`ResizeRequest`], [`RevertRequest`] | [`Volume`], [`Reverted`] |
+//! | `POST /v1/volumes/{volume}/labels` | [`LabelRequest`] | [`Volume`] |
 //! | `POST /v1/volumes/{volume}/protect`, `DELETE` | [`ProtectRequest`] | [`VolumeDetail`] |
 //! | `GET /v1/deleted-volumes`, `DELETE …/{deleted}` | | [`DeletedVolume`] |
 //! | `POST /v1/deleted-volumes/{deleted}/restore` | [`RestoreRequest`] | [`Volume`] |
@@ -65,6 +66,6 @@ pub use status::{NodeStatus, Restart, StoreStatus, SwarmStatus};
 pub use store::{CollectRequest, CollectionStatus, ScrubRequest, ScrubStatus};
 pub use task::{Task, TaskKind, TaskState};
 pub use volume::{
-    CreateVolumeRequest, DeletedVolume, Missing, ProtectRequest, ResizeRequest, RestoreRequest, RevertRequest,
-    Reverted, Rewind, Volume, VolumeDetail,
+    CreateVolumeRequest, DeletedVolume, LabelRequest, Missing, ProtectRequest, ResizeRequest, RestoreRequest,
+    RevertRequest, Reverted, Rewind, Volume, VolumeDetail,
 };

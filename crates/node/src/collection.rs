@@ -71,7 +71,10 @@ impl LiveRoots for NodeRoots {
                     of_record(&record, live);
                 }
                 taken_here.insert(place);
-            } else if !["bucket/", "attachment/", "domain/", "scrub/"].iter().any(|known| name.starts_with(known)) {
+            } else if !["bucket/", "attachment/", "domain/", "labels/", "scrub/"]
+                .iter()
+                .any(|known| name.starts_with(known))
+            {
                 let what = format!("the record {name} is of a kind that is not known here");
                 return Err(IncompleteRoots { what, source: None });
             }

@@ -17,6 +17,7 @@ mod exchange;
 mod folding;
 pub mod handover;
 mod indexers;
+mod labels;
 mod library;
 mod listing;
 mod node;

@@ -122,6 +122,7 @@ impl Node {
             origin,
             dirty_bytes: status.dirty_bytes,
             attached: self.attached(name.as_str()),
+            labels: self.labels.of(volume.id()),
             name,
         }
     }

@@ -24,6 +24,7 @@ use crate::descriptors::Tickets;
 use crate::domains::TrustDomains;
 use crate::handover::Taken;
 use crate::indexers::Indexers;
+use crate::labels::Labels;
 use crate::library::NodeLibrary;
 use crate::passed::PassedSockets;
 use crate::restart::SuccessorState;
@@ -77,6 +78,7 @@ pub(crate) struct Node {
     pub(crate) options: NodeOptions,
     pub(crate) store: Arc<dyn ChunkStore>,
     pub(crate) volumes: Arc<Volumes>,
+    pub(crate) labels: Labels,
     pub(crate) swarm: Arc<Swarm>,
     pub(crate) buckets: Arc<Buckets>,
     pub(crate) versions: Arc<Versions>,
@@ -141,6 +143,7 @@ impl Node {
                 (directory.clone(), Arc::clone(&store), Arc::clone(&swarm) as Arc<dyn ChunkSource>);
             tokio::task::spawn_blocking(move || Volumes::open(&path, store, source, VolumeOptions::default())).await??
         };
+        let labels = Labels::open(Arc::clone(&store), &volumes)?;
         let catalog = Catalog::open(&directory.join("catalog.sqlite")).await?;
         let tasks = Tasks::new(catalog.clone(), stopping.clone());
         let runtime = tokio::runtime::Handle::current();
@@ -149,6 +152,7 @@ impl Node {
             options,
             store,
             volumes,
+            labels,
             swarm,
             buckets,
             versions,

@@ -1,7 +1,8 @@
 //! The node's root records: what it must know after any crash, in deterministic CBOR.
 //!
 //! They are records of the store, durable before anything is acknowledged. The catalog is derived from them. Their
-//! names: `bucket/ID`, `snapshot/BUCKET/OBJECT/VERSION`, `attachment/TARGET`, `domain/OWNER`, `scrub/position`.
+//! names: `bucket/ID`, `snapshot/BUCKET/OBJECT/VERSION`, `attachment/TARGET`, `domain/OWNER`,
+//! `labels/VOLUME`, `scrub/position`.
 
 use format::{CanonicalError, from_canonical, to_canonical};
 use minicbor::{Decode, Encode};
@@ -178,6 +179,13 @@ pub(crate) struct DomainRecord {
     pub(crate) number: u32,
 }
 
+/// The labels of a volume, whose id its name says.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct LabelsRecord {
+    #[n(0)]
+    pub(crate) labels: std::collections::BTreeMap<Name, String>,
+}
+
 /// How far the scrub is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ScrubRecord {
@@ -194,6 +202,7 @@ impl Record for BucketRecord {}
 impl Record for SnapshotRecord {}
 impl Record for AttachmentRecord {}
 impl Record for DomainRecord {}
+impl Record for LabelsRecord {}
 
 impl SnapshotRecord {
     /// The name of the record of a version.

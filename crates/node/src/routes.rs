@@ -66,6 +66,7 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         volumes::remove,
         volumes::resize,
         volumes::revert,
+        volumes::label,
         volumes::protect,
         volumes::unprotect,
         volumes::list_deleted,
@@ -107,6 +108,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/volumes/{volume}", get(volumes::show).delete(volumes::remove))
         .route("/v1/volumes/{volume}/resize", post(volumes::resize))
         .route("/v1/volumes/{volume}/revert", post(volumes::revert))
+        .route("/v1/volumes/{volume}/labels", post(volumes::label))
         .route("/v1/volumes/{volume}/protect", post(volumes::protect).delete(volumes::unprotect))
         .route("/v1/deleted-volumes", get(volumes::list_deleted))
         .route("/v1/deleted-volumes/{deleted}", axum::routing::delete(volumes::purge))

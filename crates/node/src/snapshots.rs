@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use store::{Domain, Domains};
 use types::{BucketId, Name, ObjectPath, Progress, SnapshotId};
-use volume::{TreeBase, Volume};
+use volume::{CloneOf, TreeBase, Volume};
 
 use crate::api::{self, ApiError, ErrorCode, TaskKind};
 use crate::buckets::BucketState;
@@ -44,9 +44,10 @@ impl Node {
         {
             return Err(ApiError::new(ErrorCode::Invalid, "a volume is named twice"));
         }
+        let names = disk_names(&path.object, &volumes, request.disks)?;
         let node = Arc::clone(self);
         let (taking, object, message) = (Arc::clone(&bucket), path.object.clone(), request.message);
-        let version = blocking(move || node.freeze(&taking, &object, &volumes, message)).await?;
+        let version = blocking(move || node.freeze(&taking, &object, &volumes, names, message)).await?;
         self.index_bucket(&bucket).await?;
         self.start_sealing(&bucket, path.object.clone(), version).await?;
         let find = crate::listing::versions_of(&bucket, &self.versions)
@@ -60,23 +61,22 @@ impl Node {
         bucket: &BucketState,
         object: &Name,
         volumes: &[Arc<Volume>],
+        names: Vec<Name>,
         message: String,
     ) -> Result<u64, ApiError> {
-        let single = volumes.len() == 1;
         let statuses: Vec<_> = volumes.iter().map(|volume| volume.status()).collect();
         let bases: Vec<_> = statuses.iter().map(|status| &status.base).collect();
         let taken_ms = now_ms();
         let domains = bases.iter().skip(1).fold(bases[0].domains.clone(), |all, base| all.with(&base.domains));
         let domains = bases.iter().fold(domains, |all, base| all.with(&Domains::from(base.written)));
-        let disk_name = |volume: &Volume| if single { object.clone() } else { volume.name().clone() };
         let record = SnapshotRecord {
             taken_ms,
             message,
-            disks: volumes
-                .iter()
+            disks: names
+                .into_iter()
                 .zip(&statuses)
-                .map(|(volume, status)| DiskRecord {
-                    name: disk_name(volume),
+                .map(|(name, status)| DiskRecord {
+                    name,
                     size_bytes: status.size_bytes,
                     frozen: None,
                     root: None,
@@ -175,23 +175,42 @@ impl Node {
         self.index_bucket(bucket).await
     }
 
-    /// Makes a volume that begins as a disk of a snapshot.
+    /// Makes a volume that begins as a disk of a snapshot, or as what another volume is now.
     pub(crate) async fn clone_snapshot(self: &Arc<Self>, request: api::CloneRequest) -> Result<Arc<Volume>, ApiError> {
         if let Some((source, moment)) = request.snapshot.split_once('@')
             && !source.contains('/')
         {
+            if request.size_bytes.is_some() || !request.labels.is_empty() {
+                return Err(ApiError::new(ErrorCode::Invalid, "a clone of a moment gets no size or labels at once")
+                    .hint("give them to it afterwards"));
+            }
             return self.clone_moment(source, moment, request.volume).await;
         }
-        let resolved = self.resolve(&request.snapshot)?;
-        let content = self.disk(&resolved, request.disk.as_deref()).await?;
-        let (node, name) = (Arc::clone(self), request.volume);
-        blocking(move || match content {
-            DiskContent::Frozen(id) => node.volumes.clone_frozen(&name, id).map_err(volume_error),
-            DiskContent::Tree(base) => {
-                node.volumes.clone_tree(&name, node.base_for_volume(&name, base)?).map_err(volume_error)
-            }
+        let of = self.clone_of(&request).await?;
+        let (node, name, size_bytes) = (Arc::clone(self), request.volume, request.size_bytes.map(|size| size.0));
+        // In one go, as who asked may be gone before it is done.
+        blocking(move || {
+            let volume = node.volumes.clone_disk(&name, of, size_bytes).map_err(volume_error)?;
+            node.label_new(&volume, request.labels).map(|()| volume)
         })
         .await
+    }
+
+    /// What a clone begins as.
+    async fn clone_of(&self, request: &api::CloneRequest) -> Result<CloneOf, ApiError> {
+        if let Ok(source) = request.snapshot.parse::<Name>()
+            && request.snapshot.parse::<SnapshotId>().is_err()
+        {
+            return match &request.disk {
+                None => self.find_volume(&source).map(CloneOf::Volume),
+                Some(_) => Err(ApiError::new(ErrorCode::Invalid, format!("{source} is a volume, which is one disk"))),
+            };
+        }
+        let resolved = self.resolve(&request.snapshot)?;
+        Ok(match self.disk(&resolved, request.disk.as_deref()).await? {
+            DiskContent::Frozen(id) => CloneOf::Frozen(id),
+            DiskContent::Tree(base) => CloneOf::Tree(self.base_for_volume(&request.volume, base)?),
+        })
     }
 
     /// The trust domain of what a clone writes: our own, where all that it shows is.
@@ -209,6 +228,21 @@ impl Node {
     }
 }
 
+/// What the disks of a snapshot are called.
+fn disk_names(object: &Name, volumes: &[Arc<Volume>], given: Vec<Name>) -> Result<Vec<Name>, ApiError> {
+    if given.is_empty() {
+        let single = volumes.len() == 1;
+        let name = |volume: &Arc<Volume>| if single { object.clone() } else { volume.name().clone() };
+        return Ok(volumes.iter().map(name).collect());
+    }
+    let repeated = given.iter().enumerate().any(|(place, name)| given[..place].contains(name));
+    if given.len() != volumes.len() || repeated {
+        let message = format!("the {} disks need as many names, each once", volumes.len());
+        return Err(ApiError::new(ErrorCode::Invalid, message));
+    }
+    Ok(given)
+}
+
 /// Turns the volumes' error into the API's.
 pub(crate) fn volume_error(error: volume::VolumeError) -> ApiError {
     use volume::VolumeError;
@@ -222,6 +256,9 @@ pub(crate) fn volume_error(error: volume::VolumeError) -> ApiError {
         VolumeError::Size(_) => (ErrorCode::Invalid, None),
         VolumeError::Shrinks { .. } => {
             (ErrorCode::Invalid, Some("a disk only grows: its end may be in use; copy it to a smaller one instead"))
+        }
+        VolumeError::TooSmall { .. } => {
+            (ErrorCode::Invalid, Some("a clone is at least as large as what it begins as: ask for more"))
         }
         VolumeError::NotFound(_) | VolumeError::UnknownFrozen(_) | VolumeError::UnknownDeleted(_) => {
             (ErrorCode::NotFound, None)

@@ -69,7 +69,11 @@ impl Node {
         let shown = self.show_volume(&volume);
         let (node, name) = (Arc::clone(self), name.clone());
         blocking(move || match now {
-            true => node.volumes.remove(&name).map_err(volume_error),
+            true => {
+                node.volumes.remove(&name).map_err(volume_error)?;
+                node.labels.forget_but(&node.volumes);
+                Ok(())
+            }
             false => node.volumes.delete(&name, now_ms(), "removed").map(drop).map_err(volume_error),
         })
         .await?;
@@ -136,7 +140,12 @@ impl Node {
         let deleted = self.find_deleted(text)?;
         let shown = self.show_deleted(&deleted);
         let node = Arc::clone(self);
-        blocking(move || node.volumes.purge(deleted.id()).map_err(volume_error)).await?;
+        blocking(move || {
+            node.volumes.purge(deleted.id()).map_err(volume_error)?;
+            node.labels.forget_but(&node.volumes);
+            Ok(())
+        })
+        .await?;
         Ok(shown)
     }
 
@@ -147,7 +156,12 @@ impl Node {
             return;
         }
         let node = Arc::clone(self);
-        match blocking(move || node.volumes.expire(until_ms).map_err(volume_error)).await {
+        let expire = move || {
+            let expired = node.volumes.expire(until_ms).map_err(volume_error)?;
+            node.labels.forget_but(&node.volumes);
+            Ok(expired)
+        };
+        match blocking(expire).await {
             Ok(expired) => {
                 for deleted in expired {
                     tracing::info!(volume = %deleted.name(), id = %deleted.id(), "a deleted volume is gone for good");

@@ -33,7 +33,7 @@ enum Verb {
     /// published when it has been sealed, in the background.
     #[command(after_long_help = "Examples:
   brant snapshot create web1 vms/web -m 'after the upgrade'
-  brant snapshot create db-data db-log vms/db --wait")]
+  brant snapshot create db-data db-log vms/db --disk-names data,log --wait")]
     Create {
         /// The volumes
         #[arg(value_name = "VOLUME", required = true)]
@@ -44,6 +44,9 @@ enum Verb {
         /// A note that is kept with the version
         #[arg(short, long, default_value = "", hide_default_value = true, value_name = "TEXT")]
         message: String,
+        /// What the disks are called in the snapshot, as many names as volumes [default: the object's, or the volumes' names]
+        #[arg(long, value_name = "NAME,…", value_delimiter = ',')]
+        disk_names: Vec<Name>,
         /// Wait until it is sealed
         #[arg(long)]
         wait: bool,
@@ -84,8 +87,8 @@ enum Verb {
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
     let (client, output) = (&context.client, context.output);
     match arguments.verb {
-        Verb::Create { volumes, path, message, wait } => {
-            let request = TakeSnapshotRequest { volumes, path: path.to_string(), message };
+        Verb::Create { volumes, path, message, disk_names, wait } => {
+            let request = TakeSnapshotRequest { volumes, path: path.to_string(), message, disks: disk_names };
             let mut snapshot = client.take_snapshot(&request).await?;
             if wait {
                 snapshot = until_sealed(context, snapshot).await?;
@@ -113,7 +116,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
 }
 
 /// Waits until a snapshot is sealed, by the task that does that.
-async fn until_sealed(context: &Context, mut snapshot: Snapshot) -> Outcome<Snapshot> {
+pub(super) async fn until_sealed(context: &Context, mut snapshot: Snapshot) -> Outcome<Snapshot> {
     let path = path_of(&snapshot);
     while snapshot.state == SnapshotState::Sealing {
         let tasks = context.client.tasks().await?;
@@ -130,7 +133,7 @@ async fn until_sealed(context: &Context, mut snapshot: Snapshot) -> Outcome<Snap
 }
 
 /// A snapshot's name with its version.
-fn path_of(snapshot: &Snapshot) -> String {
+pub(super) fn path_of(snapshot: &Snapshot) -> String {
     format!("{}/{}@{}", snapshot.bucket, snapshot.object, snapshot.version)
 }
 

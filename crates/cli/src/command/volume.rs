@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 use node::api::{
-    CreateVolumeRequest, DeletedVolume, ErrorCode, Missing, ProtectRequest, ResizeRequest, RestoreRequest, Rewind,
-    Volume, VolumeDetail,
+    CreateVolumeRequest, DeletedVolume, ErrorCode, LabelRequest, Missing, ProtectRequest, ResizeRequest,
+    RestoreRequest, Rewind, Volume, VolumeDetail,
 };
 use types::{ByteSize, Name, VolumeId};
 
@@ -36,6 +36,9 @@ enum Verb {
         /// Its size, such as 10GiB; a multiple of 512 bytes, at most 64TiB
         #[arg(long)]
         size: ByteSize,
+        /// A text that is kept with it, by a key; may be repeated
+        #[arg(long = "label", value_name = "KEY=TEXT", value_parser = label)]
+        labels: Vec<(Name, String)>,
     },
     /// List the volumes, or the deleted ones that are still kept
     #[command(after_long_help = "Examples:\n  brant volume list\n  brant volume list --deleted")]
@@ -80,6 +83,23 @@ enum Verb {
         #[arg(long)]
         now: bool,
     },
+    /// Keep texts with a volume, by key
+    ///
+    /// They mean nothing to brant: who drives it finds volumes by them. They last as long as the volume can be taken back.
+    #[command(after_long_help = "Examples:
+  brant volume label web1 owner=alice ticket=4711
+  brant volume label web1 --remove ticket")]
+    Label {
+        /// Its name
+        #[arg(value_name = "VOLUME")]
+        volume: Name,
+        /// What is kept, by key
+        #[arg(value_name = "KEY=TEXT", value_parser = label, required_unless_present = "remove")]
+        labels: Vec<(Name, String)>,
+        /// A key that is kept no more; may be repeated
+        #[arg(long, value_name = "KEY")]
+        remove: Vec<Name>,
+    },
     /// Keep what is written, so that any moment of it can be cloned
     ///
     /// From now on, and for so long. `brant clone VOLUME@'10 minutes ago' NAME` makes a volume that is what this one was then, to the second and
@@ -121,8 +141,9 @@ enum Verb {
 pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
     let (client, output) = (&context.client, context.output);
     match arguments.verb {
-        Verb::Create { volume, size: size_bytes } => {
-            let volume = client.create_volume(&CreateVolumeRequest { name: volume, size_bytes }).await?;
+        Verb::Create { volume, size: size_bytes, labels } => {
+            let labels = labels.into_iter().collect();
+            let volume = client.create_volume(&CreateVolumeRequest { name: volume, size_bytes, labels }).await?;
             output.show(&volume, |_| format!("made the volume {}, {}", volume.name, size(volume.size_bytes)))?;
             output.note(&format!("use it with: brant attach {}", volume.name));
             Ok(())
@@ -144,6 +165,12 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
             let volume = client.resize_volume(volume.as_str(), &ResizeRequest { size_bytes }).await?;
             output.show(&volume, |_| format!("the volume {} has {} now", volume.name, size(volume.size_bytes)))
         }
+        Verb::Label { volume, labels, remove } => {
+            let set = labels.into_iter().map(|(key, text)| (key, Some(text)));
+            let labels = set.chain(remove.into_iter().map(|key| (key, None))).collect();
+            let volume = client.label_volume(volume.as_str(), &LabelRequest { labels }).await?;
+            output.show(&volume, |_| format!("the volume {} has the labels: {}", volume.name, labels_of(&volume)))
+        }
         Verb::Protect { volume, for_ms: Some(for_ms), space, .. } => {
             let request = ProtectRequest { for_ms, space_bytes: space };
             let detail = client.protect_volume(volume.as_str(), &request).await?;
@@ -162,6 +189,17 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
             output.show(&volume, |_| format!("the volume {} is back, {}", volume.name, size(volume.size_bytes)))
         }
     }
+}
+
+/// Parses a label: a key, and what it says.
+pub(super) fn label(text: &str) -> Result<(Name, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KEY=TEXT"))?;
+    Ok((key.parse().map_err(|error: types::NameError| error.to_string())?, value.to_owned()))
+}
+
+fn labels_of(volume: &Volume) -> String {
+    let labels: Vec<String> = volume.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { "none".to_owned() } else { labels.join(" ") }
 }
 
 async fn remove(context: &Context, volume: &Name, now: bool) -> Outcome {
@@ -257,6 +295,7 @@ fn show(detail: &VolumeDetail, view: View) -> String {
         ("kept", kept),
         ("root", detail.root.clone().unwrap_or_else(|| "none: nothing but holes".to_owned())),
         ("attached", format!("{}{clients}", attached(volume))),
+        ("labels", labels_of(volume)),
     ])
 }
 
@@ -296,6 +335,7 @@ mod tests {
             origin: Some("virtual-machines/web@12".to_owned()),
             dirty_bytes: 3 << 19,
             attached: vec!["nbd+unix:///web1?socket=/var/lib/brant/nbd/web1.sock".to_owned()],
+            labels: [("owner".parse().unwrap(), "alice".to_owned())].into(),
         }
     }
 
@@ -321,6 +361,12 @@ mod tests {
         let text = list_deleted(&[deleted], view);
         assert!(text.lines().all(|line| line.width() <= 80), "{text}");
         assert!(text.contains("web1    0707070707  10 GiB   1.5 MiB  1 h ago  6 d       before it"), "{text}");
+    }
+
+    #[test]
+    fn a_label_is_a_key_and_a_text() {
+        assert_eq!(label("owner=a=b"), Ok(("owner".parse().unwrap(), "a=b".to_owned())));
+        assert!(label("owner").is_err() && label("=x").is_err() && label("a b=x").is_err());
     }
 
     #[test]
@@ -365,6 +411,7 @@ mod tests {
         let journals = "journals  2 MiB in 2 layers, 1 MiB of it only here; folded beyond 1 GiB\n";
         assert!(text.contains(journals), "{text}");
         assert!(text.contains("web1.sock (1 client)\n"), "{text}");
+        assert!(text.ends_with("labels    owner=alice\n"), "{text}");
         assert!(text.contains("rewind    to any moment since 2025-11-23 05:50:12 UTC (10 min ago)\n"), "{text}");
         let kept = "kept      1.5 GiB of journals for that; for 1 h 30 min, in at most 20 GiB\n";
         assert!(text.contains(kept), "{text}");

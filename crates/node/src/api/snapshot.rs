@@ -1,7 +1,9 @@
 //! Snapshots: taking, importing, cloning and materializing them.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
-use types::{Name, SnapshotId};
+use types::{ByteSize, Name, SnapshotId};
 use utoipa::ToSchema;
 
 use super::volume::Missing;
@@ -17,6 +19,11 @@ pub struct TakeSnapshotRequest {
     /// A note.
     #[serde(default)]
     pub message: String,
+    /// What the disks are called in the snapshot, one name for each volume; where none are given, the disk of one volume has
+    /// the object's name, and those of several have the volumes' names.
+    #[serde(default)]
+    #[schema(value_type = Vec<String>)]
+    pub disks: Vec<Name>,
 }
 
 /// The state of a snapshot here.
@@ -183,10 +190,11 @@ pub struct MaterializeRequest {
     pub reflink: Reflink,
 }
 
-/// Asks for a volume that begins as a snapshot.
+/// Asks for a volume that begins as a snapshot, or as what another volume is now.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CloneRequest {
-    /// `BUCKET/OBJECT[@VERSION]`, a snapshot id, or `VOLUME@MOMENT` of a protected volume, the moment as in RFC 3339.
+    /// `BUCKET/OBJECT[@VERSION]`, a snapshot id, a volume's name, or `VOLUME@MOMENT` of a protected volume, the moment as in
+    /// RFC 3339.
     pub snapshot: String,
     /// The disk of a snapshot that has several.
     #[serde(default)]
@@ -194,4 +202,12 @@ pub struct CloneRequest {
     /// The new volume's name.
     #[schema(value_type = String)]
     pub volume: Name,
+    /// Its size in bytes, where it shall be larger than what it begins as; it cannot be smaller.
+    #[serde(default)]
+    #[schema(value_type = Option<u64>)]
+    pub size_bytes: Option<ByteSize>,
+    /// Its labels.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<Name, String>,
 }

@@ -1,5 +1,7 @@
 //! Volumes.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 use types::{ByteSize, Name, VolumeId};
 use utoipa::ToSchema;
@@ -13,6 +15,10 @@ pub struct CreateVolumeRequest {
     /// Its size in bytes, a multiple of 512, at most 64 TiB.
     #[schema(value_type = u64)]
     pub size_bytes: ByteSize,
+    /// Its labels.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<Name, String>,
 }
 
 /// A volume, as in a list.
@@ -32,6 +38,18 @@ pub struct Volume {
     pub dirty_bytes: u64,
     /// Where it is attached.
     pub attached: Vec<String>,
+    /// Its labels: texts that whoever drives the node keeps with it.
+    #[serde(default)]
+    #[schema(value_type = BTreeMap<String, String>)]
+    pub labels: BTreeMap<Name, String>,
+}
+
+/// Asks to change the labels of a volume; those that are not named stay.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+pub struct LabelRequest {
+    /// By key: at most 1,000 bytes of text, without control characters; none removes the label.
+    #[schema(value_type = BTreeMap<String, Option<String>>)]
+    pub labels: BTreeMap<Name, Option<String>>,
 }
 
 /// Asks to make a volume larger.

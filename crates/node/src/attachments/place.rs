@@ -1,6 +1,7 @@
 //! Where an attachment listens, and who may come: from the words of a request to a server.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -46,7 +47,12 @@ impl Place {
     ) -> Result<NbdServer, ApiError> {
         let failed = |error: ExportError| ApiError::from_error(ErrorCode::Conflict, &error);
         match self {
-            Place::Own(listen) => NbdServer::start(listen.clone(), exports, runtime, options).map_err(failed),
+            Place::Own(listen) => {
+                if let Listen::Unix(path) = listen {
+                    make_folder(path)?;
+                }
+                NbdServer::start(listen.clone(), exports, runtime, options).map_err(failed)
+            }
             Place::Passed(name) => {
                 let socket = passed.duplicate(name).ok_or_else(|| unknown(name, passed))?;
                 let socket = socket.map_err(|error| ApiError::from_error(ErrorCode::Internal, &error))?;
@@ -54,6 +60,19 @@ impl Place {
             }
         }
     }
+}
+
+/// Makes the folder of a socket, for the node's user alone: what is below `/run` is gone after the host has started again.
+fn make_folder(socket: &Path) -> Result<(), ApiError> {
+    let Some(folder) = socket.parent().filter(|folder| !folder.exists()) else { return Ok(()) };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
+        let code = match error.kind() {
+            std::io::ErrorKind::PermissionDenied => ErrorCode::Forbidden,
+            _ => ErrorCode::Conflict,
+        };
+        ApiError::new(code, format!("could not make the folder {}: {error}", folder.display()))
+            .hint("make it as root for the node's user, or by systemd: RuntimeDirectory=")
+    })
 }
 
 fn unknown(name: &str, passed: &PassedSockets) -> ApiError {
@@ -110,6 +129,20 @@ pub(super) fn tls_record(request: &AttachRequest) -> Result<(Option<String>, Opt
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_folder_of_a_socket_is_made_and_is_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("brant/ganeti/disk.sock");
+        make_folder(&socket).unwrap();
+        make_folder(&socket).unwrap();
+        let mode = socket.parent().unwrap().metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+        std::fs::write(directory.path().join("file"), "").unwrap();
+        let error = make_folder(&directory.path().join("file/below/disk.sock")).unwrap_err();
+        assert_eq!(error.code, ErrorCode::Conflict);
+    }
 
     #[test]
     fn places_are_read_from_words() {

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::Client;
 use crate::api::{
     ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CollectRequest, CreateBucketRequest,
-    CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LogEntry, Login, LoginRequest,
-    MaterializeRequest, NodeStatus, ProtectRequest, Publication, PublishRequest, ResizeRequest, Restart,
+    CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LabelRequest, LogEntry, Login,
+    LoginRequest, MaterializeRequest, NodeStatus, ProtectRequest, Publication, PublishRequest, ResizeRequest, Restart,
     RestoreRequest, RevertRequest, Reverted, ScrubRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription,
     TakeSnapshotRequest, Task, Volume, VolumeDetail,
 };
@@ -135,6 +135,11 @@ impl Client {
         self.post(&format!("/v1/volumes/{}/revert", segment(volume)), request).await
     }
 
+    /// Changes the labels of a volume.
+    pub async fn label_volume(&self, volume: &str, request: &LabelRequest) -> Answer<Volume> {
+        self.post(&format!("/v1/volumes/{}/labels", segment(volume)), request).await
+    }
+
     /// Keeps what is written to a volume.
     pub async fn protect_volume(&self, volume: &str, request: &ProtectRequest) -> Answer<VolumeDetail> {
         self.post(&format!("/v1/volumes/{}/protect", segment(volume)), request).await
@@ -166,7 +171,7 @@ impl Client {
         self.get(&format!("/v1/differences?from={}&to={}{disk}&offset={offset}", segment(from), segment(to))).await
     }
 
-    /// Makes a volume that begins as a snapshot.
+    /// Makes a volume that begins as a snapshot, or as what another volume is now.
     pub async fn clone_snapshot(&self, request: &CloneRequest) -> Answer<Volume> {
         self.post("/v1/clones", request).await
     }

@@ -9,8 +9,8 @@ use utoipa::IntoParams;
 
 use super::reply::{Body, Reply, name};
 use crate::api::{
-    ApiError, CreateVolumeRequest, DeletedVolume, Differences, ProtectRequest, ResizeRequest, RestoreRequest,
-    RevertRequest, Reverted, Volume, VolumeDetail,
+    ApiError, CreateVolumeRequest, DeletedVolume, Differences, LabelRequest, ProtectRequest, ResizeRequest,
+    RestoreRequest, RevertRequest, Reverted, Volume, VolumeDetail,
 };
 use crate::error::blocking;
 use crate::node::Node;
@@ -36,7 +36,10 @@ pub(super) async fn list(State(node): State<Arc<Node>>) -> Json<Vec<Volume>> {
     responses((status = 200, body = Volume), (status = "4XX", body = ApiError)))]
 pub(super) async fn create(State(node): State<Arc<Node>>, Body(request): Body<CreateVolumeRequest>) -> Reply<Volume> {
     let making = Arc::clone(&node);
-    let create = move || making.volumes.create(&request.name, request.size_bytes.0).map_err(volume_error);
+    let create = move || {
+        let volume = making.volumes.create(&request.name, request.size_bytes.0).map_err(volume_error)?;
+        making.label_new(&volume, request.labels).map(|()| volume)
+    };
     let volume = blocking(create).await?;
     Ok(Json(node.show_volume(&volume)))
 }
@@ -80,6 +83,17 @@ pub(super) async fn revert(
     Body(request): Body<RevertRequest>,
 ) -> Reply<Reverted> {
     node.revert_volume(&name(&volume)?, request).await.map(Json)
+}
+
+/// Changes the labels of a volume.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/labels", params(("volume" = String, Path)),
+    request_body = LabelRequest, responses((status = 200, body = Volume), (status = "4XX", body = ApiError)))]
+pub(super) async fn label(
+    State(node): State<Arc<Node>>,
+    Path(volume): Path<String>,
+    Body(request): Body<LabelRequest>,
+) -> Reply<Volume> {
+    node.label_volume(&name(&volume)?, request).await.map(Json)
 }
 
 /// Keeps what is written to a volume from now on, so that any moment of it can be cloned.

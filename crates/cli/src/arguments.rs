@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use types::ObjectPath;
 
 use crate::command::{
-    attach, bucket, clone, completion, fuse_front, hydrate, import, indexer, login, materialize, node, publish, revert,
-    snapshot, status, store, subscribe, task, volume,
+    attach, bucket, clone, completion, fuse_front, ganeti, hydrate, import, indexer, login, materialize, node, publish,
+    revert, snapshot, status, store, subscribe, task, volume,
 };
 
 /// Volumes, images and snapshots, delivered from whoever has them to where they run
@@ -63,6 +63,7 @@ pub(crate) enum Command {
     Store(store::Arguments),
     Node(node::Arguments),
     Indexer(indexer::Arguments),
+    Ganeti(ganeti::Arguments),
     Completion(completion::Arguments),
     #[command(hide = true)]
     FuseFront(fuse_front::Arguments),

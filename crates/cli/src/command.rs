@@ -6,6 +6,7 @@ pub(crate) mod clone;
 pub(crate) mod completion;
 mod difference;
 pub(crate) mod fuse_front;
+pub(crate) mod ganeti;
 pub(crate) mod hydrate;
 pub(crate) mod import;
 pub(crate) mod indexer;
@@ -31,7 +32,9 @@ use crate::failure::Outcome;
 /// Runs what was asked for.
 pub(crate) fn run(arguments: Arguments) -> Outcome {
     let context = Context::new(&arguments.global);
+    let node = arguments.global.node;
     match arguments.command {
+        Command::Ganeti(arguments) => context.block_on(ganeti::run(&context, node.as_deref(), arguments)),
         Command::Completion(arguments) => completion::run(&arguments),
         Command::Node(arguments) => node::run(&context, arguments),
         Command::Indexer(arguments) => indexer::run(&context, arguments),
@@ -61,8 +64,12 @@ async fn talk(context: &Context, command: Command) -> Outcome {
         Command::Status(_) => status::run(context).await,
         Command::Login(arguments) => login::run(context, arguments).await,
         Command::Store(arguments) => store::run(context, arguments).await,
-        Command::Completion(_) | Command::Node(_) | Command::Indexer(_) | Command::FuseFront(_) => {
-            unreachable!("runs without a node")
+        Command::Completion(_)
+        | Command::Node(_)
+        | Command::Indexer(_)
+        | Command::FuseFront(_)
+        | Command::Ganeti(_) => {
+            unreachable!("runs elsewhere")
         }
     }
 }

@@ -9,8 +9,8 @@ use serde_json::Value;
 
 /// The house from the top down: a crate may use those after it.
 const HOUSE: [&str; 14] = [
-    "cli", "node", "indexer", "plugins", "export", "swarm", "capture", "replica", "volume", "store", "bucket",
-    "format", "medium", "types",
+    "cli", "ganeti", "node", "indexer", "export", "swarm", "capture", "replica", "volume", "store", "bucket", "format",
+    "medium", "types",
 ];
 
 /// Beside the house: they may use it, and nothing in the house may use them.
@@ -42,7 +42,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     (
         "tokio",
         &[
-            "cli", "node", "indexer", "plugins", "export", "swarm", "capture", "replica", "volume", "testkit", "e2e",
+            "cli", "ganeti", "node", "indexer", "export", "swarm", "capture", "replica", "volume", "testkit", "e2e",
             "bench",
         ],
     ),

@@ -1,0 +1,27 @@
+//! Ganeti's disks on brant: an ExtStorage provider as a thin translator to the node's API, its installation, and snapshots
+//! of an instance's disks.
+//!
+//! Ganeti's `noded` runs one script per call, as root, with everything in the environment; each script is one line that
+//! runs `brant ganeti provider SCRIPT`. The contract is Ganeti's `storage/extstorage.py`; `docs/ganeti.md` says what an
+//! administrator sees of it.
+//!
+//! Invariants: nothing is kept here, a disk is a volume of the node under Ganeti's name for it, and what is known of it
+//! beside that are labels of the volume ([`label`]). Every call ends within a set time, whatever the node does.
+//!
+//! Not here: volumes that move between nodes. Each node has its own, and says so clearly where one is missing.
+
+mod call;
+mod group;
+mod install;
+pub mod label;
+mod origin;
+mod parameters;
+mod provider;
+mod session;
+
+pub use call::{Call, CallError, Script};
+pub use group::snapshot_instance;
+pub use install::{InstallError, Installation, LOG_DIRECTORY, PROVIDER_DIRECTORY, install, uninstall};
+pub use origin::{Origin, OriginError};
+pub use parameters::{ParameterError, Parameters};
+pub use session::{Settings, run};

@@ -1,0 +1,286 @@
+//! What each script does, in terms of the node's API.
+//!
+//! Invariants, which Ganeti relies on: `attach` and `detach` may be called at any time, again and again, and `attach` by
+//! whoever only looks; the URI of a disk is the same on every node; `create` leaves a whole disk or nothing; what
+//! `remove` deletes can be taken back.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
+
+use node::api::{
+    ApiError, AttachRequest, Attachment, CloneRequest, CreateVolumeRequest, ErrorCode, LabelRequest, ResizeRequest,
+    Via, Volume,
+};
+use tokio::time::{Instant, sleep};
+use types::{ByteSize, Name};
+
+use crate::call::{Action, Call};
+use crate::label::{self, key};
+use crate::origin::Origin;
+use crate::parameters::{Export, Meaning};
+use crate::session::{LOOK_AGAIN, Session, invalid};
+
+/// How long a client may take to be gone: QEMU ends before its connection does.
+const CLIENT_GOES: Duration = Duration::from_secs(2);
+
+/// How long it may take to take back what was made in vain.
+const TAKING_BACK: Duration = Duration::from_secs(5);
+
+/// Does what is called for, and returns what the script prints.
+pub(crate) async fn act(session: &Session<'_>, call: &Call, sockets: &Path) -> Result<String, ApiError> {
+    let volume = &call.volume;
+    match &call.action {
+        Action::Create { size } => create(session, call, *size).await,
+        Action::Attach => attach(session, call, sockets).await,
+        Action::Detach => detach(session, volume).await.map(|()| format!("{volume} is not attached any more\n")),
+        Action::Open { exclusive } => open(session, call, *exclusive).await,
+        Action::Close => close(session, volume).await,
+        Action::Remove => remove(session, volume).await,
+        Action::Grow { size } => grow(session, volume, *size).await,
+        Action::SetInfo { metadata } => set_info(session, call, metadata).await,
+        Action::Verify => verify(session, call).await,
+        Action::Snapshot { name } => snapshot(session, volume, name).await,
+    }
+}
+
+fn meaning(call: &Call) -> Result<Meaning, ApiError> {
+    call.parameters.check().map_err(|error| invalid(&error))
+}
+
+/// A volume of this node.
+async fn find(session: &Session<'_>, name: &Name) -> Result<Option<Volume>, ApiError> {
+    let volumes = session.ask(session.client.volumes()).await?;
+    Ok(volumes.into_iter().find(|volume| volume.name == *name))
+}
+
+/// A volume of this node, without which there is nothing to do.
+async fn here(session: &Session<'_>, name: &Name) -> Result<Volume, ApiError> {
+    find(session, name).await?.ok_or_else(|| not_here(session, name))
+}
+
+fn not_here(session: &Session<'_>, name: &Name) -> ApiError {
+    let message = format!("there is no volume {name} at the node {}", session.client.address());
+    ApiError::new(ErrorCode::NotFound, message)
+        .hint("it is at another node of the cluster, or was removed: see brant volume list --deleted")
+}
+
+async fn create(session: &Session<'_>, call: &Call, size: ByteSize) -> Result<String, ApiError> {
+    let meaning = meaning(call)?;
+    if let Some(bucket) = &meaning.bucket {
+        session.ask(session.client.bucket(bucket.as_str())).await?;
+    }
+    let name = &call.volume;
+    if find(session, name).await?.is_some() {
+        let message = format!("there is a volume {name} already");
+        let hint = format!("to begin anew, delete it first; it is kept for a while: brant volume remove {name}");
+        return Err(ApiError::new(ErrorCode::Conflict, message).hint(hint));
+    }
+    let labels: BTreeMap<_, _> = meaning.bucket.iter().map(|bucket| (key(label::BUCKET), bucket.to_string())).collect();
+    let made = match &meaning.origin {
+        None => {
+            let request = CreateVolumeRequest { name: name.clone(), size_bytes: size, labels };
+            session.ask(session.client.create_volume(&request)).await
+        }
+        Some(origin) => clone(session, name, origin, size, labels).await,
+    };
+    let made = match made {
+        Ok(volume) if meaning.prefetch => match session.ask(session.client.hydrate(name.as_str())).await {
+            Ok(_) => Ok(volume),
+            Err(error) => Err(take_back(session, name, error).await),
+        },
+        // Nobody knows what became of it.
+        Err(error) if error.code == ErrorCode::Unreachable => Err(take_back(session, name, error).await),
+        outcome => outcome,
+    };
+    made.map(|volume| {
+        let origin = volume.origin.map(|origin| format!(", as {origin}")).unwrap_or_default();
+        format!("made {name}, {}{origin}\n", ByteSize(volume.size_bytes))
+    })
+}
+
+/// Removes for good what was made in vain; Ganeti calls no other script for it.
+async fn take_back(session: &Session<'_>, name: &Name, error: ApiError) -> ApiError {
+    let session = Session::new(session.client, TAKING_BACK);
+    match session.ask(session.client.remove_volume(name.as_str(), true)).await {
+        Ok(_) => error,
+        Err(absent) if absent.code == ErrorCode::NotFound => error,
+        Err(_) => {
+            let hint = error.hint.clone().unwrap_or_default();
+            error.hint(format!("{hint}; the volume may have been made all the same: brant volume remove {name} --now"))
+        }
+    }
+}
+
+async fn clone(
+    session: &Session<'_>,
+    name: &Name,
+    origin: &Origin,
+    size: ByteSize,
+    labels: BTreeMap<Name, String>,
+) -> Result<Volume, ApiError> {
+    let snapshot = origin.snapshot(session).await?;
+    let request = |disk: Option<String>| CloneRequest {
+        snapshot: snapshot.clone(),
+        disk,
+        volume: name.clone(),
+        size_bytes: Some(size),
+        labels: labels.clone(),
+    };
+    if let Some(disk) = origin.disk() {
+        return session.ask(session.client.clone_snapshot(&request(Some(disk.to_owned())))).await;
+    }
+    // A disk of an instance begins as the disk of that number, in a snapshot of an instance; else there must be only one.
+    if let Some(disk) = disk_number(name).map(|number| format!("disk{number}")) {
+        match session.ask(session.client.clone_snapshot(&request(Some(disk)))).await {
+            Err(error) if error.code == ErrorCode::NotFound => {}
+            outcome => return outcome,
+        }
+    }
+    session.ask(session.client.clone_snapshot(&request(None))).await.map_err(|error| match error.hint {
+        Some(hint) => ApiError { hint: Some(hint.replace("--disk: ", "origin=SNAPSHOT#DISK: ")), ..error },
+        None => error,
+    })
+}
+
+/// The number of a disk in Ganeti's name for it, `UUID.ext.diskN`.
+pub(crate) fn disk_number(name: &Name) -> Option<u64> {
+    name.as_str().rsplit_once(".ext.disk")?.1.parse().ok()
+}
+
+/// Attaches a disk, or finds that it is; prints the block device, or an empty line where there is none, and the URI.
+async fn attach(session: &Session<'_>, call: &Call, sockets: &Path) -> Result<String, ApiError> {
+    let name = &call.volume;
+    let socket = sockets.join(format!("{name}.sock"));
+    let attachment = match attached(session, name).await? {
+        Some(attachment) => attachment,
+        None => {
+            let (via, listen) = match call.parameters.export() {
+                // The node has a socket of its own for it: at the same place on every node, as its directory is.
+                Export::Kernel => (Via::Kernel, None),
+                Export::Userspace => (Via::Nbd, Some(format!("unix:{}", socket.display()))),
+            };
+            let request = AttachRequest {
+                target: name.to_string(),
+                disk: None,
+                via,
+                listen,
+                insecure_listen: false,
+                read_timeout_ms: None,
+                tls_certificates: None,
+                tls: None,
+            };
+            match session.ask(session.client.attach(&request)).await {
+                Err(error) if error.code == ErrorCode::NotFound => return Err(not_here(session, name)),
+                // Another call was faster.
+                Err(error) if error.code == ErrorCode::Conflict => attached(session, name).await?.ok_or(error)?,
+                outcome => outcome?,
+            }
+        }
+    };
+    // The parameter may have changed since: what there is counts until it is detached.
+    let device = attachment.device.unwrap_or_default();
+    match attachment.socket {
+        Some(found) if !device.is_empty() || Path::new(&found) == socket => {
+            Ok(format!("{device}\nkvm:nbd:unix:{found}\n"))
+        }
+        _ => {
+            let message = format!("it is attached already, by somebody else and elsewhere: {}", attachment.uri);
+            Err(ApiError::new(ErrorCode::Conflict, message).hint(format!("first: brant detach {name}")))
+        }
+    }
+}
+
+async fn attached(session: &Session<'_>, name: &Name) -> Result<Option<Attachment>, ApiError> {
+    let attachments = session.ask(session.client.attachments()).await?;
+    Ok(attachments.into_iter().find(|attachment| attachment.target == name.as_str()))
+}
+
+/// Ends an attachment, as soon as nobody is connected any more.
+async fn detach(session: &Session<'_>, name: &Name) -> Result<(), ApiError> {
+    let until = Instant::now() + CLIENT_GOES;
+    loop {
+        match session.ask(session.client.detach(name.as_str(), false)).await {
+            Err(error) if error.code == ErrorCode::NotFound => return Ok(()),
+            Err(error) if error.code == ErrorCode::Conflict && Instant::now() < until => sleep(LOOK_AGAIN).await,
+            outcome => return outcome.map(drop),
+        }
+    }
+}
+
+/// Takes notice that this node uses the disk. Each node has its own volumes, so there is nobody to take it over from.
+async fn open(session: &Session<'_>, call: &Call, exclusive: bool) -> Result<String, ApiError> {
+    let meaning = meaning(call)?;
+    let volume = here(session, &call.volume).await?;
+    keep_bucket(session, &volume, meaning.bucket.as_ref()).await?;
+    let how = if exclusive { "by this node alone" } else { "beside others" };
+    Ok(format!("{} is open, {how}\n", call.volume))
+}
+
+async fn close(session: &Session<'_>, name: &Name) -> Result<String, ApiError> {
+    here(session, name).await.map(|_| format!("{name} is closed\n"))
+}
+
+/// Keeps the bucket of the parameters with the volume, where `brant ganeti snapshot` finds it.
+async fn keep_bucket(session: &Session<'_>, volume: &Volume, bucket: Option<&Name>) -> Result<(), ApiError> {
+    let wanted = bucket.map(Name::to_string);
+    if volume.labels.get(&key(label::BUCKET)) == wanted.as_ref() {
+        return Ok(());
+    }
+    let request = LabelRequest { labels: [(key(label::BUCKET), wanted)].into() };
+    session.ask(session.client.label_volume(volume.name.as_str(), &request)).await.map(drop)
+}
+
+/// Deletes a disk. It is kept for a while, unless it was a passing snapshot: Ganeti has removed disks that it had not copied.
+async fn remove(session: &Session<'_>, name: &Name) -> Result<String, ApiError> {
+    let Some(volume) = find(session, name).await? else { return Ok(format!("there is no volume {name}\n")) };
+    let now = volume.labels.contains_key(&key(label::SNAPSHOT_OF));
+    detach(session, name).await?;
+    session.ask(session.client.remove_volume(name.as_str(), now)).await?;
+    let after = if now { String::new() } else { format!("; take it back with: brant volume restore {name}") };
+    Ok(format!("removed {name}{after}\n"))
+}
+
+async fn grow(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<String, ApiError> {
+    let before = here(session, name).await?.size_bytes;
+    if before < size.0 {
+        session.ask(session.client.resize_volume(name.as_str(), &ResizeRequest { size_bytes: size })).await?;
+    }
+    Ok(format!("{name} has {}\n", ByteSize(size.0.max(before))))
+}
+
+async fn set_info(session: &Session<'_>, call: &Call, metadata: &str) -> Result<String, ApiError> {
+    let (key, value) = label::of_metadata(metadata);
+    let request = LabelRequest { labels: [(key, Some(value))].into() };
+    session.ask(session.client.label_volume(call.volume.as_str(), &request)).await?;
+    Ok(format!("{} is labelled {metadata}\n", call.volume))
+}
+
+async fn verify(session: &Session<'_>, call: &Call) -> Result<String, ApiError> {
+    let meaning = meaning(call)?;
+    if let Some(bucket) = &meaning.bucket {
+        session.ask(session.client.bucket(bucket.as_str())).await?;
+    }
+    Ok("the parameters can be meant, and the node answers\n".to_owned())
+}
+
+/// Makes a volume that is what the disk is now, in place of one that an export has left.
+async fn snapshot(session: &Session<'_>, name: &Name, snapshot: &Name) -> Result<String, ApiError> {
+    if let Some(stale) = find(session, snapshot).await? {
+        if !stale.labels.contains_key(&key(label::SNAPSHOT_OF)) {
+            let message = format!("there is a volume {snapshot} already, which is no snapshot of Ganeti's");
+            return Err(ApiError::new(ErrorCode::Conflict, message).hint("rename or remove it"));
+        }
+        detach(session, snapshot).await?;
+        session.ask(session.client.remove_volume(snapshot.as_str(), true)).await?;
+    }
+    let request = CloneRequest {
+        snapshot: name.to_string(),
+        disk: None,
+        volume: snapshot.clone(),
+        size_bytes: None,
+        labels: [(key(label::SNAPSHOT_OF), name.to_string())].into(),
+    };
+    session.ask(session.client.clone_snapshot(&request)).await?;
+    Ok(format!("{snapshot} is what {name} was at one moment\n"))
+}

@@ -104,7 +104,7 @@ async fn what_somebody_uses_is_not_taken_away() {
     negotiate(&guest);
     for script in [Script::Detach, Script::Remove] {
         let refused = node.call(script, DISK, &[]).await.unwrap_err();
-        assert!(refused.message.contains("is in use by 1 connections"), "{refused}");
+        assert!(refused.message.contains("is in use: 1 client is connected"), "{refused}");
     }
     // Who is gone a moment later is waited for.
     let going = tokio::task::spawn_blocking(move || drop(guest));

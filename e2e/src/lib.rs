@@ -4,6 +4,7 @@
 //! begins with `SKIPPED: ` and counts as skipped.
 #![expect(clippy::print_stdout, reason = "what is skipped is said on standard output")]
 
+mod cluster;
 mod judges;
 mod pair;
 
@@ -21,6 +22,7 @@ pub fn brant() -> PathBuf {
     std::env::var_os("BRANT_BIN").map_or_else(|| workspace::target().join("debug/brant"), PathBuf::from)
 }
 
+pub use cluster::{ClusterNode, Printed, can_run_ganeti_or_skip};
 pub use judges::Judges;
 pub use pair::{Pair, attach, connect, nothing_missing, read_disk, received, write_disk};
 
@@ -67,6 +69,10 @@ pub fn can_have_devices_or_skip() -> bool {
         println!("{SKIP_MARK}{missing}");
     }
     missing.is_none()
+}
+
+fn say(line: &str) {
+    println!("{line}");
 }
 
 fn image_directory() -> PathBuf {

@@ -71,8 +71,22 @@ pub const LOSETUP: Tool = tool("losetup", "mount", "devices of the kernel");
 /// Discards and zeroes what is on block devices.
 pub const BLKDISCARD: Tool = tool("blkdiscard", "util-linux", "judging devices of the kernel");
 
-/// Everything that any command wants.
-pub const ALL: [Tool; 20] = [
+/// What a Ganeti cluster in namespaces needs.
+pub const GANETI: [Tool; 10] = [
+    QEMU,
+    QEMU_IMG,
+    tool("gnt-cluster", "ganeti", "a Ganeti cluster"),
+    tool("/usr/share/ganeti/default", "ganeti-3.0", "a Ganeti cluster"),
+    SOCAT,
+    tool("/usr/sbin/sshd", "openssh-server", "a Ganeti cluster"),
+    tool("ip", "iproute2", "a Ganeti cluster"),
+    tool("arping", "iputils-arping", "a Ganeti cluster"),
+    tool("fping", "fping", "a Ganeti cluster"),
+    tool("nsenter", "util-linux", "a Ganeti cluster"),
+];
+
+/// What everything else wants.
+const OTHERS: [Tool; 20] = [
     QEMU,
     QEMU_IMG,
     MMDEBSTRAP,
@@ -94,6 +108,13 @@ pub const ALL: [Tool; 20] = [
     LOSETUP,
     BLKDISCARD,
 ];
+
+/// Everything that any command wants, each once.
+#[must_use]
+pub fn all() -> Vec<Tool> {
+    let further = GANETI.into_iter().filter(|tool| !OTHERS.contains(tool));
+    OTHERS.into_iter().chain(further).collect()
+}
 
 impl Tool {
     /// Tells whether the tool is on this machine.

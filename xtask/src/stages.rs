@@ -98,7 +98,7 @@ const MINUTES_5: Duration = Duration::from_mins(5);
 const MINUTES_30: Duration = Duration::from_mins(30);
 
 fn set_up(_: &Selection) -> Result<Tally> {
-    let missing = setup::install(&setup::ALL)?;
+    let missing = setup::install(&setup::all())?;
     let mut tally = Tally::default();
     for tool in &missing {
         let reason = if setup::is_root() { "not installed" } else { "not installed, and only root can install it" };

@@ -9,16 +9,10 @@
 # MiB/s for 128k, the CPU seconds per GB of both processes that serve, and brant's ratio. Takes root; needs fio, nbdkit, libnbd-bin.
 set -euo pipefail
 [ $# = 5 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+here=$(dirname "$(realpath "$0")")
 brant=$(realpath "$1") image=$(realpath "$3") seconds=$4 rounds=$5; mkdir -p "$2"; cd "$2"
 region_mib=${REGION_MIB:-128}
-[ -e dense.raw ] || /usr/bin/python3 - "$image" <<'PYTHON'
-import sys
-zero, left = bytes(65536), 16384
-with open(sys.argv[1], "rb") as image, open("dense.raw", "wb") as dense:
-    while left and (chunk := image.read(65536)):
-        if chunk != zero[:len(chunk)]:
-            dense.write(chunk); left -= 1
-PYTHON
+[ -e dense.raw ] || "$here/dense.py" "$image" dense.raw
 declare -A device processes
 node= nbdkit= fuse=
 export BRANT_NODE=$PWD/node

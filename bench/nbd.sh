@@ -10,16 +10,10 @@
 # brant's ratios to both. Needs fio, nbdkit, qemu-utils.
 set -euo pipefail
 [ $# = 5 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+here=$(dirname "$(realpath "$0")")
 brant=$(realpath "$1") image=$(realpath "$3") seconds=$4 rounds=$5; mkdir -p "$2"; cd "$2"
 memory_mib=${MEMORY_MIB:-256} groups=/sys/fs/cgroup/memory/brant-bench-$$
-[ -e dense.raw ] || /usr/bin/python3 - "$image" <<'PYTHON'
-import sys
-zero, left = bytes(65536), 16384
-with open(sys.argv[1], "rb") as image, open("dense.raw", "wb") as dense:
-    while left and (chunk := image.read(65536)):
-        if chunk != zero[:len(chunk)]:
-            dense.write(chunk); left -= 1
-PYTHON
+[ -e dense.raw ] || "$here/dense.py" "$image" dense.raw
 declare -A process uri
 stop_all() {
   for server in "${!process[@]}"; do kill "${process[$server]}" 2>/dev/null && wait "${process[$server]}" 2>/dev/null || true; done

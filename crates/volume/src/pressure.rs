@@ -112,7 +112,7 @@ impl Pressure {
 
     /// From what length of the journals on a fold is due: the limit, or what a fold still has room for.
     pub(crate) fn fold_from(&self, room: Option<Room>) -> u64 {
-        room.map_or(self.limits.journal_bytes, |room| self.limits.journal_bytes.min(room.available_bytes / 2))
+        self.limits.journal_bytes.min(foldable(room))
     }
 
     /// Whether a fold is due. Folding hashes and compresses, so a volume that is written to waits with it for as long as
@@ -131,7 +131,7 @@ impl Pressure {
 
     /// Whether journals take so much that a fold may soon have no room.
     fn is_long(journals: Journals, room: Option<Room>) -> bool {
-        room.is_some_and(|room| journals.length_bytes > room.available_bytes / 2)
+        journals.length_bytes > foldable(room)
     }
 
     /// Whether little was written in the last minute that was looked at, and little since.
@@ -188,6 +188,11 @@ impl Pace {
         // Hardly anything at first, all of it only at the end.
         Self { budget_bytes, nanoseconds_per_kib: SLOWEST_NANOSECONDS * share * share / (WHOLE * WHOLE) }
     }
+}
+
+/// How long journals may be so that folding them still has room, in bytes.
+fn foldable(room: Option<Room>) -> u64 {
+    room.map_or(u64::MAX, |room| room.available_bytes / 2)
 }
 
 /// A part of a whole in thousandths, at most all of it.

@@ -1,19 +1,15 @@
 //! The attachments that are devices of the kernel: how they come about, are found again, grow and end.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use export::loop_device::LoopDevice;
 use export::{Exports as _, Listen};
 
-use super::kernel::{self, KernelDevice, Source};
+use super::kernel::{self, A_MOMENT, KernelDevice, Source, wait_until};
 use super::{Attachments, PREFIX};
 use crate::api::{ApiError, ErrorCode};
 use crate::error::store_error;
 use crate::record::{AttachmentRecord, KernelRecord, Record as _};
-
-/// How long it is waited for a client that only asked something, as fronts do.
-const A_MOMENT: Duration = Duration::from_secs(3);
-const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 fn record_of(device: &LoopDevice) -> KernelRecord {
     KernelRecord::Fuse { number: device.number() }
@@ -68,20 +64,18 @@ impl Attachments {
         }
         // The front is a client, and asks for the size by a connection of its own.
         let (allowed, patience) = if device.is_some() { (1, A_MOMENT) } else { (0, Duration::ZERO) };
-        let begin = Instant::now();
-        loop {
-            let connections = self.find(target).map_or(0, |found| found.connections);
-            if connections <= allowed {
-                return Ok(());
-            }
-            if begin.elapsed() >= patience {
-                let (count, clients) =
-                    (connections - allowed, if connections - allowed == 1 { "client is" } else { "clients are" });
-                let hint = "stop whoever uses it, or say --force to close its connections";
-                return Err(in_use(format!("{count} {clients} connected")).hint(hint));
-            }
-            std::thread::sleep(LOOK_AGAIN);
+        let mut connections = 0;
+        let unused = wait_until(patience, || {
+            connections = self.find(target).map_or(0, |found| found.connections);
+            connections <= allowed
+        });
+        if unused {
+            return Ok(());
         }
+        let more = connections - allowed;
+        let clients = if more == 1 { "client is" } else { "clients are" };
+        let hint = "stop whoever uses it, or say --force to close its connections";
+        Err(in_use(format!("{more} {clients} connected")).hint(hint))
     }
 
     /// Has the kernel know a volume's size, where it has a device of it. Blocks.

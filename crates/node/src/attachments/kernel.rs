@@ -28,8 +28,8 @@ const DIRECTORY: &str = "fuse";
 
 /// How long a front may take to begin, and to end.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How long it is waited for whoever only had a look at a device, such as udev.
-const A_MOMENT: Duration = Duration::from_secs(3);
+/// How long it is waited for whoever only had a look at a device, such as udev, or only asked something, as fronts do.
+pub(super) const A_MOMENT: Duration = Duration::from_secs(3);
 /// How often it is looked whether something that is waited for has come about.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
@@ -68,7 +68,7 @@ fn internal(doing: &str, error: &(dyn std::error::Error + 'static)) -> ApiError 
 }
 
 /// Looks again and again for a while.
-fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
+pub(super) fn wait_until(patience: Duration, mut done: impl FnMut() -> bool) -> bool {
     let begin = Instant::now();
     while !done() {
         if begin.elapsed() > patience {

@@ -6,7 +6,7 @@
 //! pack that nothing refers to; the next collection takes them. Readers hold no lock: one that finds a pack gone, or
 //! nothing in it, asks the index again.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use format::pack::{FOOTER_ENTRY_BYTES, FooterEntry, PACK_HEADER_BYTES, RECORD_HE
 use types::Progress;
 
 use super::committer::{Core, append_claim, append_object, append_shared};
-use super::condemned::Verdict;
+use super::condemned::{Asking, Verdict};
 use super::disk::sync_directory;
 use super::index::{Entry, index_error};
 use super::pack::{Pack, apart};
@@ -317,16 +317,10 @@ impl Collection<'_> {
     /// Gives the room of what is dead in a pack back. A claim goes only if the index does not say it any more.
     fn hollow(&mut self, victim: &Victim) -> Result<(), StoreError> {
         let pack = self.core.packs.pack(victim.number)?;
-        let mut untrue = HashSet::new();
-        for record in pack.footer()?.iter().flat_map(|(records, _)| records) {
-            if record.header.record == RecordType::Claim && !self.core.is_true_claim(record)? {
-                untrue.insert(record.place);
-            }
-        }
         let is_kept = |record: &FooterEntry| match record.header.record {
-            RecordType::Object | RecordType::Apart => !victim.is_dead(record.place),
-            RecordType::Claim => !untrue.contains(&record.place),
-            RecordType::Footer | RecordType::Room => true,
+            RecordType::Object | RecordType::Apart => Ok(!victim.is_dead(record.place)),
+            RecordType::Claim => self.core.is_true_claim(record),
+            RecordType::Footer | RecordType::Room => Ok(true),
         };
         if let Some(freed) = self.core.hollow(&pack, is_kept)? {
             self.report.freed_bytes += freed;
@@ -408,9 +402,8 @@ impl Core {
         let asking = self.condemned.ask();
         let mut writer = self.lock_writer();
         self.require_running()?;
-        let found = self.find_once(key).map_err(index_error(&self.directory.path))?;
-        let found = found.filter(|entry| entry.pack != going).and_then(|entry| asking.apply(entry));
-        let Some(entry) = found.filter(|entry| entry.domains.contains(&domain)) else { return Ok(false) };
+        let claimed = self.claimed(&asking, key, domain)?;
+        let Some(entry) = claimed.filter(|entry| entry.pack != going) else { return Ok(false) };
         append_claim(&mut writer, key, domain, &entry)?;
         Ok(true)
     }
@@ -420,9 +413,13 @@ impl Core {
         let asking = self.condemned.ask();
         // Of what has no key nobody knows.
         let Some(key) = key_of(&record.header) else { return Ok(true) };
-        let found = self.find_once(&key).map_err(index_error(&self.directory.path))?;
-        let domain = Domain(record.header.domain);
-        Ok(found.and_then(|entry| asking.apply(entry)).is_some_and(|entry| entry.domains.contains(&domain)))
+        Ok(self.claimed(&asking, &key, Domain(record.header.domain))?.is_some())
+    }
+
+    /// The entry of an object, if it counts as present in a domain.
+    fn claimed(&self, asking: &Asking<'_>, key: &Key, domain: Domain) -> Result<Option<Entry>, StoreError> {
+        let found = self.find_once(key).map_err(index_error(&self.directory.path))?;
+        Ok(found.and_then(|entry| asking.apply(entry)).filter(|entry| entry.domains.contains(&domain)))
     }
 }
 

@@ -187,10 +187,15 @@ impl Core {
     pub(crate) fn hollow(
         &self,
         pack: &Pack,
-        is_kept: impl Fn(&FooterEntry) -> bool,
+        is_kept: impl Fn(&FooterEntry) -> Result<bool, StoreError>,
     ) -> Result<Option<u64>, StoreError> {
-        let Some((mut entries, place)) = pack.footer()? else { return Ok(None) };
-        entries.retain(is_kept);
+        let Some((listed, place)) = pack.footer()? else { return Ok(None) };
+        let mut entries = Vec::with_capacity(listed.len());
+        for entry in listed {
+            if is_kept(&entry)? {
+                entries.push(entry);
+            }
+        }
         let rooms = gaps(&entries, place).and_then(|gaps| gaps.iter().map(rooms).collect::<Option<Vec<_>>>());
         let Some(rooms) = rooms else { return Ok(None) };
         // Who counts what the packs allocate counts it before or after.

@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
 # Process 1 of a Ganeti node in namespaces of its own (network, mounts, processes, host name, IPC): makes its places, and waits.
 #
-#   node.sh NUMBER DIRECTORY     everything that it writes is in DIRECTORY; prints "node ready" once Ganeti can be set up
+#   node.sh CLUSTER NUMBER NODES DIRECTORY KEYS
+#
+# It is node NUMBER of the NODES of a cluster; clusters have numbers, too. Everything that it writes is in DIRECTORY; KEYS has the
+# ssh keys that all nodes share. It prints "node ready" once Ganeti can be set up; whoever started it then connects br0.
 #
 # Nothing of the host's Ganeti is seen or changed. Whoever kills this process ends everything in the node.
 set -euo pipefail
-number=$1 directory=$2 home=/root
+cluster=$1 number=$2 nodes=$3 directory=$4 keys=$5 home=/root
+domain=cluster$cluster.test network=10.77.$cluster
 here=$(dirname "$(readlink -f "$0")")
 
 mount --make-rprivate /
-hostname "node$number.brant.test"
+hostname "node$number.$domain"
 mkdir -p "$directory"/{etc,etc-work,lib,log,root/.ssh,srv,providers}
 chmod 700 "$directory/root" "$directory/root/.ssh"
 # All of /etc, as Ganeti replaces /etc/hosts and ssh's keys by renaming.
@@ -25,14 +29,13 @@ mount -t sysfs sysfs /sys
 mkdir -p /run/lock /run/sshd
 chmod 1777 /run/lock
 
-cat >/etc/hosts.new <<HOSTS
-127.0.0.1 localhost
-10.77.0.10 cluster.brant.test cluster
-10.77.0.11 node1.brant.test node1
-10.77.0.12 node2.brant.test node2
-HOSTS
+{
+  echo "127.0.0.1 localhost"
+  echo "$network.10 $domain"
+  for other in $(seq "$nodes"); do echo "$network.$((10 + other)) node$other.$domain node$other"; done
+} >/etc/hosts.new
 mv /etc/hosts.new /etc/hosts
-echo "node$number.brant.test" >/etc/hostname
+echo "node$number.$domain" >/etc/hostname
 rm -f /etc/resolv.conf
 : >/etc/resolv.conf
 : >/etc/default/ganeti
@@ -43,12 +46,14 @@ chmod 755 /srv/ganeti/os/marked/{create,export,import,rename,verify}
 ip link set lo up
 ip link add br0 type bridge
 ip link set br0 up
-ip addr add "10.77.0.1$number/24" dev br0
+ip addr add "$network.$((10 + number))/16" dev br0
 
-ssh-keygen -q -t rsa -b 2048 -N '' -f "$home"/.ssh/id_rsa
-cp "$home"/.ssh/id_rsa.pub "$home"/.ssh/authorized_keys
+# The directory and its files must be root's own, and unreadable for others.
+cp "$keys"/id_rsa{,.pub} "$home"/.ssh/
+cp "$keys"/id_rsa.pub "$home"/.ssh/authorized_keys
 rm -f /etc/ssh/ssh_host_*
-ssh-keygen -A >/dev/null
+cp "$keys"/host /etc/ssh/ssh_host_rsa_key
+cp "$keys"/host.pub /etc/ssh/ssh_host_rsa_key.pub
 /usr/sbin/sshd
 /usr/lib/ganeti/ensure-dirs >/dev/null 2>&1 || true
 

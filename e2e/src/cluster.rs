@@ -1,58 +1,31 @@
-//! A real Ganeti cluster on one machine: each node in namespaces of its own, with a brant node of its own in it.
+//! Real Ganeti clusters on one machine: each node in namespaces of its own, with a brant node of its own in it, and all of
+//! them on one switch, which reaches nothing else.
 //!
-//! Invariants: everything that is started is below one process for each node, which ends with the test however that
-//! ends; nothing outside the world's directory is written, and the host's own Ganeti, if it has one, sees nothing of it.
+//! Invariants: everything that is started is below one process for each node and one for the switch, which end with the
+//! test however that ends; nothing outside the world's directory is written, and the host's own Ganeti, if it has one, sees
+//! nothing of it.
 
-use std::io::{BufRead as _, BufReader};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+mod node;
+
+use std::ops::Deref;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use testkit::{Service, World};
+use anyhow::{Context as _, Result, ensure};
+pub use node::{ClusterNode, Printed};
+use testkit::world::Indexer;
+use testkit::{Service, World, wait};
 use xtask::images::Kernel;
 use xtask::process::run_apart;
 use xtask::setup;
 use xtask::tally::SKIP_MARK;
 
-/// How long one command of Ganeti's may take.
-const COMMAND_LIMIT: Duration = Duration::from_mins(4);
+/// The switch's own address, where the Indexer listens.
+const SWITCH: &str = "10.77.0.1";
 
-/// How long a guest may take to say something.
-const GUEST_LIMIT: Duration = Duration::from_mins(2);
-
-/// What a program printed, and whether it ended well.
-#[derive(Debug)]
-pub struct Printed {
-    /// Whether its exit code was 0.
-    pub success: bool,
-    /// On standard output.
-    pub stdout: String,
-    /// On standard error.
-    pub stderr: String,
-}
-
-impl Printed {
-    /// Both, for searching.
-    #[must_use]
-    pub fn all(&self) -> String {
-        format!("{}{}", self.stdout, self.stderr)
-    }
-}
-
-/// A node of the cluster.
-#[derive(Debug)]
-pub struct ClusterNode {
-    /// `nsenter`, whose child is the brant node; that one ends with the namespaces at the latest.
-    brant: Option<Service>,
-    _namespaces: Service,
-    /// The first process in the namespaces, as the host numbers it.
-    init: u32,
-    number: u32,
-    directory: PathBuf,
-    program: PathBuf,
-}
+/// How long a command of the system's may take.
+const SYSTEM_LIMIT: Duration = Duration::from_secs(20);
 
 /// Whether a Ganeti cluster can be run here; says what is missing where it cannot.
 #[must_use]
@@ -76,177 +49,132 @@ pub fn can_run_ganeti_or_skip() -> bool {
 
 fn namespaces_work() -> bool {
     let script = "mount -t tmpfs tmpfs /mnt && mkdir /mnt/a /mnt/b && \
-        mount -t overlay overlay -o lowerdir=/etc,upperdir=/mnt/a,workdir=/mnt/b /etc && ip link add br0 type bridge";
+        mount -t overlay overlay -o lowerdir=/etc,upperdir=/mnt/a,workdir=/mnt/b /etc && ip link add br0 type bridge && \
+        ip link add one type veth peer name two";
     let mut command = Command::new("unshare");
     command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--mount-proc", "sh", "-c", script]);
-    run_apart(&mut command, Duration::from_secs(20)).is_ok_and(|outcome| outcome.status.success())
+    run_apart(&mut command, SYSTEM_LIMIT).is_ok_and(|outcome| outcome.status.success())
 }
 
-impl ClusterNode {
-    /// Makes a node: its namespaces, and a brant node in them that has the provider installed.
+/// Runs a program on the host, which succeeds.
+fn run(command: &mut Command) -> Result<()> {
+    let outcome = run_apart(command, SYSTEM_LIMIT)?;
+    ensure!(outcome.status.success(), "{command:?} failed:\n{}{}", outcome.output, outcome.errors);
+    Ok(())
+}
+
+/// Runs `ip` in the network of a process, which succeeds. Processes are numbered as on the host.
+fn ip(process: u32, line: &str) -> Result<()> {
+    let mut command = Command::new("nsenter");
+    command.args(["--target", &process.to_string(), "--net", "--", "ip"]).args(line.split(' '));
+    run(&mut command)
+}
+
+/// What connects nodes with each other and with the Indexer, and with nothing else.
+#[derive(Debug)]
+pub struct Switch {
+    process: Service,
+    keys: PathBuf,
+}
+
+impl Switch {
+    /// Makes a switch in a network of its own, and the keys by which all nodes know each other.
     ///
     /// # Errors
-    /// When something of it does not start.
-    pub fn start(world: &World, number: u32) -> Result<Self> {
-        let directory = world.path(&format!("ganeti-{number}"));
-        std::fs::create_dir_all(&directory)?;
-        let assets = xtask::workspace::root().join("e2e/ganeti");
+    /// When that is not allowed.
+    pub fn new(world: &World) -> Result<Self> {
+        let keys = world.path("keys");
+        std::fs::create_dir(&keys)?;
+        for name in ["id_rsa", "host"] {
+            let mut command = Command::new("ssh-keygen");
+            run(command.args(["-q", "-t", "rsa", "-b", "2048", "-N", "", "-C", "test", "-f"]).arg(keys.join(name)))?;
+        }
+        let script = format!(
+            "ip link set lo up && ip link add sw0 type bridge && ip link set sw0 up && ip addr add {SWITCH}/16 dev sw0 && \
+             echo 'switch ready' && exec sleep infinity"
+        );
         let mut command = Command::new("unshare");
-        command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]);
-        command.arg(assets.join("node.sh")).arg(number.to_string()).arg(&directory);
-        let name = format!("Ganeti node {number}");
-        let namespaces = Service::start(&name, &mut command, "node ready", &directory.join("node.log"))?;
-        let init = only_child(namespaces.id())?;
-        let program = crate::brant();
-        let mut node = Self { brant: None, _namespaces: namespaces, init, number, directory, program };
-        node.start_brant()?;
-        node.succeed(&node.brant_command(&["ganeti", "install"]))?;
-        Ok(node)
+        command.args(["--net", "sh", "-c", &script]);
+        let process = Service::start("the switch", &mut command, "switch ready", &world.path("switch.log"))?;
+        Ok(Self { process, keys })
     }
 
-    /// Starts the brant node, which stands for what systemd does.
+    /// Starts the world's Indexer, which all nodes can reach. They log in at `http://` and its authority.
     ///
     /// # Errors
     /// When it does not become ready.
-    pub fn start_brant(&mut self) -> Result<()> {
-        let directory = self.brant_directory();
-        let program = self.program.to_string_lossy().into_owned();
-        let mut command = self.entered(&[&program, "node", "serve", "--bind", "127.0.0.1:0", "--dir", &directory]);
-        let log = self.directory.join("brant.log");
-        self.brant = Some(Service::start("brant at a Ganeti node", &mut command, "brant node ready:", &log)?);
-        Ok(())
-    }
-
-    /// Kills the brant node.
-    ///
-    /// # Errors
-    /// When it cannot be waited for.
-    pub fn kill_brant(&mut self) -> Result<()> {
-        let Some(mut nsenter) = self.brant.take() else { return Ok(()) };
-        let killed = Command::new("kill").arg("-KILL").arg(only_child(nsenter.id())?.to_string()).status()?;
-        ensure!(killed.success(), "brant was not there");
-        nsenter.kill()
-    }
-
-    fn brant_directory(&self) -> String {
-        self.directory.join("brant").to_string_lossy().into_owned()
-    }
-
-    fn brant_command(&self, arguments: &[&str]) -> Vec<String> {
-        let own = [self.program.to_string_lossy().into_owned()];
-        let node = ["--node".to_owned(), self.brant_directory()];
-        own.into_iter().chain(arguments.iter().map(|word| (*word).to_owned())).chain(node).collect()
-    }
-
-    fn entered(&self, words: &[&str]) -> Command {
+    pub fn start_indexer(&self, world: &World) -> Result<Indexer> {
         let mut command = Command::new("nsenter");
-        command.args(["--target", &self.init.to_string(), "--net", "--mount", "--pid", "--uts", "--ipc", "--"]);
-        command.args(["env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]);
-        command.args(["HOME=/root", "LANG=C.UTF-8", "TERM=dumb"]).args(words).current_dir("/");
-        command
+        command.args(["--target", &self.process.id().to_string(), "--net", "--"]).arg(crate::brant());
+        world.start_indexer_by(command, &format!("{SWITCH}:7070"))
     }
 
-    /// Runs a program in the node.
+    /// Connects a node's network to the switch.
+    fn connect(&self, init: u32, address: &Address) -> Result<()> {
+        let (switch, port) = (self.process.id(), format!("c{}n{}", address.cluster, address.number));
+        ip(init, &format!("link add eth0 type veth peer name {port} netns {switch}"))?;
+        ip(switch, &format!("link set {port} master sw0 up"))?;
+        ip(init, "link set eth0 master br0 up")
+    }
+}
+
+/// What a node is called, and where it is.
+#[derive(Clone, Copy, Debug)]
+struct Address {
+    cluster: usize,
+    number: usize,
+}
+
+impl Address {
+    fn name(self) -> String {
+        format!("node{}.cluster{}.test", self.number, self.cluster)
+    }
+
+    fn ip(self) -> String {
+        format!("10.77.{}.{}", self.cluster, 10 + self.number)
+    }
+}
+
+/// A Ganeti cluster. What Ganeti is told, its first node is told, which is the master.
+#[derive(Debug)]
+pub struct Cluster {
+    /// All nodes, the master first.
+    pub nodes: Vec<ClusterNode>,
+}
+
+impl Deref for Cluster {
+    type Target = ClusterNode;
+
+    fn deref(&self) -> &ClusterNode {
+        &self.nodes[0]
+    }
+}
+
+impl Cluster {
+    /// Brings up the cluster of a number, from 1, with nodes `nodeN.clusterM.test`, for guests that run a kernel. At each
+    /// node there is a brant node with the provider, and the operating system `marked`.
     ///
     /// # Errors
-    /// When it cannot be run, or takes too long.
-    pub fn run(&self, words: &[&str]) -> Result<Printed> {
-        let outcome = run_apart(&mut self.entered(words), COMMAND_LIMIT)?;
-        Ok(Printed { success: outcome.status.success(), stdout: outcome.output, stderr: outcome.errors })
-    }
-
-    fn succeed(&self, words: &[String]) -> Result<String> {
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let printed = self.run(&words)?;
-        if printed.success {
-            return Ok(printed.stdout);
+    /// When something of it does not come up.
+    pub fn up(world: &World, switch: &Switch, number: usize, nodes: usize, kernel: &Kernel) -> Result<Self> {
+        let addresses: Vec<_> = (1..=nodes).map(|node| Address { cluster: number, number: node }).collect();
+        let start = |address: &Address| ClusterNode::start(world, switch, *address, nodes);
+        let nodes = std::thread::scope(|scope| {
+            let starting: Vec<_> = addresses.iter().map(|address| scope.spawn(move || start(address))).collect();
+            let started = starting.into_iter().map(|thread| thread.join().expect("a thread that does not panic"));
+            started.collect::<Result<Vec<_>>>()
+        })?;
+        ensure!(!nodes.is_empty(), "a cluster has a node");
+        let cluster = Self { nodes };
+        cluster.init(number, kernel)?;
+        for node in &cluster.nodes[1..] {
+            cluster.gnt(&format!("gnt-node add --no-ssh-key-check {}", node.name()))?;
         }
-        let brant = std::fs::read_to_string(self.directory.join("brant.log")).unwrap_or_default();
-        bail!("{} failed:\n{}\nbrant's log:\n{brant}", words.join(" "), printed.all())
+        cluster.await_online()?;
+        Ok(cluster)
     }
 
-    /// Runs a command line of Ganeti's in the node, split at spaces, which succeeds; returns what it printed.
-    ///
-    /// # Errors
-    /// When it fails.
-    pub fn gnt(&self, line: &str) -> Result<String> {
-        self.succeed(&line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
-    }
-
-    /// Runs a command line of Ganeti's in the node that fails; returns what it printed.
-    ///
-    /// # Errors
-    /// When it succeeds.
-    pub fn gnt_fails(&self, line: &str) -> Result<String> {
-        let printed = self.run(&line.split_whitespace().collect::<Vec<_>>())?;
-        if printed.success {
-            bail!("{line} succeeded:\n{}", printed.all());
-        }
-        Ok(printed.all())
-    }
-
-    /// Starts an instance, whose guest is given orders on its kernel's command line.
-    ///
-    /// # Errors
-    /// When Ganeti cannot.
-    pub fn start_instance(&self, instance: &str, orders: &str) -> Result<()> {
-        let arguments = format!("kernel_args=console=ttyS0 panic=-1 quiet {orders}");
-        self.succeed(&["gnt-instance", "start", "-H", &arguments, instance].map(str::to_owned)).map(drop)
-    }
-
-    /// Runs `brant` in the node.
-    ///
-    /// # Errors
-    /// When it fails.
-    pub fn brant(&self, arguments: &[&str]) -> Result<String> {
-        self.succeed(&self.brant_command(arguments))
-    }
-
-    /// Runs `brant` in the node and reads its `--json`.
-    ///
-    /// # Errors
-    /// When it fails.
-    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
-        let printed = self.brant(&[arguments, &["--json"]].concat())?;
-        serde_json::from_str(&printed).with_context(|| format!("not JSON: {printed}"))
-    }
-
-    /// A path of the node's, as the host sees it.
-    #[must_use]
-    pub fn path(&self, path: &str) -> PathBuf {
-        Path::new(&format!("/proc/{}/root", self.init)).join(path.trim_start_matches('/'))
-    }
-
-    /// The names of the volumes that an instance has here.
-    ///
-    /// # Errors
-    /// When the node does not answer.
-    pub fn volumes_of(&self, instance: &str) -> Result<Vec<String>> {
-        let volumes = self.json(&["volume", "list"])?;
-        let all = volumes.as_array().context("a list")?.iter();
-        let own = all.filter(|volume| volume["labels"]["ganeti.instance"] == instance);
-        own.map(|volume| Ok(volume["name"].as_str().context("a name")?.to_owned())).collect()
-    }
-
-    /// A client of a disk that is attached.
-    ///
-    /// # Errors
-    /// When it is not.
-    pub fn connect(&self, volume: &str) -> Result<capture::NbdDisk> {
-        let attachments = self.json(&["attach"])?;
-        let mut all = attachments.as_array().context("a list")?.iter();
-        let found = all.find(|attachment| attachment["target"] == volume).context("it is attached")?;
-        let socket = found["socket"].as_str().context("a socket")?;
-        // Only what is below /run differs from what the host has there; a longer path would not fit a socket's address.
-        let socket = if socket.starts_with("/run") { self.path(socket) } else { socket.into() };
-        crate::connect(&format!("nbd+unix:///?socket={}", socket.display()))
-    }
-
-    /// Makes a cluster of this node alone, for guests that run a kernel.
-    ///
-    /// # Errors
-    /// When Ganeti does not come up.
-    pub fn make_cluster(&self, kernel: &Kernel) -> Result<()> {
+    fn init(&self, number: usize, kernel: &Kernel) -> Result<()> {
         let hypervisor = format!(
             "kvm:kvm_path=/usr/bin/qemu-system-x86_64,kvm_flag=disabled,kernel_path={},initrd_path={},root_path=/dev/ram0,\
              serial_console=true,vnc_bind_address=",
@@ -259,58 +187,31 @@ impl ClusterNode {
             "gnt-cluster init --enabled-hypervisors=kvm --enabled-disk-templates=ext,diskless \
              --ipolicy-disk-templates=ext,diskless --no-etc-hosts --no-ssh-init --master-netdev=br0 \
              --nic-parameters=mode=bridged,link=br0 --hypervisor-parameters={hypervisor} \
-             --backend-parameters=minmem=128,maxmem=128,vcpus=1 --ipolicy-bounds-specs={bounds} cluster.brant.test"
+             --backend-parameters=minmem=128,maxmem=128,vcpus=1 --ipolicy-bounds-specs={bounds} cluster{number}.test"
         ))
         .map(drop)
     }
 
-    /// Reads what a guest says on its console from now on, up to a line that contains a text; returns that line.
+    /// Logs every node's brant in at an Indexer with a token.
     ///
     /// # Errors
-    /// When it does not say it in time; quotes what it said.
-    pub fn console(&self, instance: &str, text: &str) -> Result<String> {
-        let path = self.path(&format!("/run/ganeti/kvm-hypervisor/ctrl/{instance}.serial"));
-        let stream = testkit::wait::until("the guest has a console", || Ok(UnixStream::connect(&path).ok()))?;
-        stream.set_read_timeout(Some(GUEST_LIMIT))?;
-        let mut said = String::new();
-        for line in BufReader::new(stream).split(b'\n') {
-            let line = line.with_context(|| format!("{instance} did not say {text:?}, but:\n{said}"))?;
-            let line = String::from_utf8_lossy(&line).trim().to_owned();
-            if line.contains(text) {
-                return Ok(line);
-            }
-            said.push_str(&line);
-            said.push('\n');
-        }
-        bail!("{instance} did not say {text:?}, but:\n{said}")
+    /// When the Indexer does not accept it.
+    pub fn login(&self, indexer: &Indexer, token: &str) -> Result<()> {
+        self.nodes.iter().try_for_each(|node| node.login(indexer, token))
     }
 
-    /// The node's number in the cluster, from 1.
-    #[must_use]
-    pub const fn number(&self) -> u32 {
-        self.number
-    }
-}
-
-impl Drop for ClusterNode {
-    /// Ends all attachments: a loop device does not go with the namespaces that it was made in.
-    fn drop(&mut self) {
-        let end = || -> Result<()> {
-            for attachment in self.json(&["attach"])?.as_array().context("a list")? {
-                self.brant(&["detach", "--force", attachment["target"].as_str().context("a target")?])?;
-            }
-            Ok(())
-        };
-        if self.brant.is_some()
-            && let Err(error) = end()
-        {
-            crate::say(&format!("devices may be left: {error:#}"));
-        }
+    /// Waits until the master finds all nodes online.
+    fn await_online(&self) -> Result<()> {
+        wait::until("all nodes are online", || {
+            let listed = self.gnt("gnt-node list --no-headers --separator=: -o name,mfree,offline")?;
+            let online = listed.lines().filter(|line| line.ends_with(":N") && !line.contains('?')).count();
+            Ok((online == self.nodes.len()).then_some(()))
+        })
     }
 }
 
 /// The process that another one has started.
 fn only_child(parent: u32) -> Result<u32> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"))?;
-    children.split_whitespace().next().and_then(|id| id.parse().ok()).context("unshare has a child")
+    children.split_whitespace().next().and_then(|id| id.parse().ok()).context("it has a child")
 }

@@ -22,7 +22,7 @@ pub fn brant() -> PathBuf {
     std::env::var_os("BRANT_BIN").map_or_else(|| workspace::target().join("debug/brant"), PathBuf::from)
 }
 
-pub use cluster::{ClusterNode, Printed, can_run_ganeti_or_skip};
+pub use cluster::{Cluster, ClusterNode, Printed, Switch, can_run_ganeti_or_skip};
 pub use judges::Judges;
 pub use pair::{Pair, attach, connect, nothing_missing, read_disk, received, write_disk};
 

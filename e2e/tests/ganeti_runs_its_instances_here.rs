@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use capture::ForeignDisk as _;
-use e2e::ClusterNode;
+use e2e::{Cluster, ClusterNode, Switch};
 use testkit::{World, wait};
 
 /// What Ganeti is told of every disk.
@@ -11,7 +11,7 @@ const DISK: &str = "provider=brant";
 
 /// How an instance is added, apart from its disks and its name.
 const ADD: &str = "gnt-instance add -t ext -o marked+default --no-name-check --no-ip-check --no-start --net 0:ip=none \
-                   -n node1.brant.test";
+                   -n node1.cluster1.test";
 
 fn add(node: &ClusterNode, disks: &str, instance: &str) -> Result<String> {
     node.gnt(&format!("{ADD} {disks} {instance}"))
@@ -51,8 +51,8 @@ fn from_add_to_remove() -> Result<()> {
         return Ok(());
     }
     let world = World::new(e2e::brant())?;
-    let mut node = ClusterNode::start(&world, 1)?;
-    node.make_cluster(&kernel)?;
+    let switch = Switch::new(&world)?;
+    let mut node = Cluster::up(&world, &switch, 1, 1, &kernel)?.nodes.remove(0);
     ensure!(node.gnt("gnt-storage diagnose")?.contains("brant"), "the provider is found");
     node.brant(&["bucket", "create", "vms"])?;
 
@@ -113,14 +113,14 @@ fn grows_and_is_copied_while_it_runs(node: &ClusterNode) -> Result<()> {
     ensure!(taken["object"] == "inst1" && taken["state"] == "sealed", "{taken}");
     node.gnt("gnt-instance modify --hotplug --disk 1:remove inst1")?;
     ensure!(volume(node, "inst1")? == disk, "and removed");
-    node.gnt("gnt-backup export --noshutdown -n node1.brant.test inst1")?;
+    node.gnt("gnt-backup export --noshutdown -n node1.cluster1.test inst1")?;
     ensure!(node.json(&["volume", "list"])?.as_array().is_some_and(|all| all.len() == 1), "the .snap is gone");
     let exported = node.path("/var/lib/ganeti/export/inst1");
     ensure!(std::fs::read_dir(&exported)?.count() >= 2, "the export is there");
     node.gnt("gnt-instance stop --timeout=2 inst1")?;
     ensure!(attached(node)? == 0, "a stopped instance releases its disk");
     node.gnt(&format!(
-        "gnt-backup import -t ext -n node1.brant.test --src-node=node1.brant.test --no-name-check --no-ip-check \
+        "gnt-backup import -t ext -n node1.cluster1.test --src-node=node1.cluster1.test --no-name-check --no-ip-check \
          --net 0:mac=generate --disk 0:size=80M,{DISK} --src-dir=/var/lib/ganeti/export/inst1 copy1"
     ))?;
     node.start_instance("copy1", "brant.check brant.records=1")?;

@@ -97,6 +97,11 @@ impl ExtentMap {
         self.data_sectors
     }
 
+    /// How many extents there are.
+    pub(crate) fn extents(&self) -> u64 {
+        self.extents.len() as u64
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.extents.is_empty()
     }

@@ -10,16 +10,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use format::journal::Record;
-use types::LayerId;
+use types::{LayerId, SECTOR_BYTES};
 
+use crate::base::CHUNK;
 use crate::device::DeviceError;
 use crate::error::VolumeError;
 use crate::extent_map::{Content, ExtentMap, Place, Run};
 use crate::journal::Journal;
-use crate::locks::RwLock;
+use crate::locks::{Mutex, RwLock};
 use crate::records::{LAYER_VERSION, LayerRecord};
 use crate::replay::{check_segment, entries_of};
 use crate::segment::{RECORD_HEADER, Segment};
+
+const CHUNK_SECTORS: u64 = CHUNK / SECTOR_BYTES;
 
 /// The last sequence number of a layer that is open.
 const OPEN: u64 = u64::MAX;
@@ -40,10 +43,24 @@ pub(crate) struct Layer {
     whole: AtomicBool,
     /// How long all records are that were written to it, in bytes.
     written: AtomicU64,
+    /// How many chunks it touched when it last had about so many extents, and how many those were.
+    chunks: Mutex<(u64, u64)>,
 }
 
 /// What is done with each record and its data.
 pub(crate) type Visit<'v> = dyn FnMut(&Record, &[u8]) -> ControlFlow<()> + 'v;
+
+/// The chunks that have to be composed for a run: all that data touch, and those that zeroes touch in part.
+fn composed((start, end, place): (u64, u64, Place)) -> impl Iterator<Item = (u64, u64)> {
+    let (first, last) = (start / CHUNK_SECTORS, end.div_ceil(CHUNK_SECTORS));
+    let (whole_first, whole_last) = (start.div_ceil(CHUNK_SECTORS), end / CHUNK_SECTORS);
+    if place.is_zero() && whole_first < whole_last {
+        [(first, whole_first), (whole_last, last)]
+    } else {
+        [(first, last), (last, last)]
+    }
+    .into_iter()
+}
 
 fn unreadable(segment: &Segment, source: std::io::Error) -> VolumeError {
     VolumeError::Io { operation: "read", path: segment.path().to_owned(), source }
@@ -80,6 +97,7 @@ impl Layer {
             damaged: OnceLock::new(),
             whole: AtomicBool::new(false),
             written: AtomicU64::new(0),
+            chunks: Mutex::default(),
             journal,
         });
         layer.journal.add_layer(&layer);
@@ -226,6 +244,36 @@ impl Layer {
     /// How many sectors have data that still count.
     pub(crate) fn data_sectors(&self) -> u64 {
         self.map.read().data_sectors()
+    }
+
+    /// More chunks than it touches.
+    pub(crate) fn most_chunks(&self) -> u64 {
+        let map = self.map.read();
+        // An extent begins and ends within a chunk.
+        map.data_sectors() / CHUNK_SECTORS + 2 * map.extents()
+    }
+
+    /// How many chunks it touches, but for those that are zeroed as a whole: about, while it grows.
+    pub(crate) fn chunks(&self) -> u64 {
+        let extents = self.map.read().extents();
+        let mut known = self.chunks.lock();
+        if extents.abs_diff(known.0) > known.0 / 16 {
+            *known = (extents, self.count_chunks());
+        }
+        known.1
+    }
+
+    fn count_chunks(&self) -> u64 {
+        let (mut from, mut done, mut chunks) = (0, 0, 0);
+        loop {
+            let runs = self.map.read().some(from, 1024);
+            let Some((_, last, _)) = runs.last() else { return chunks };
+            from = *last;
+            for (start, end) in runs.into_iter().flat_map(composed) {
+                chunks += end.saturating_sub(start.max(done));
+                done = done.max(end);
+            }
+        }
     }
 
     /// What of a segment still counts in this layer, in bytes.

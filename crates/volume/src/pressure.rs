@@ -1,15 +1,16 @@
 //! Says when journals are to be folded, and slows writes down, and at last stops them, long before journals have taken
 //! the room that others need.
 //!
-//! Two things press: journals that have grown far beyond what is folded, and a file system that fills up. From half of
-//! either on writes become slower, the more the less is left, so that folding catches up; what is held in reserve is never
-//! written to, so that folding, the roots and the catalog have room to work. The room is looked at once for every few
-//! megabytes, more often when little is left.
+//! Two things press: journals that are far longer than what counts in them, and a file system that fills up. Where either
+//! goes too far writes become slower, the more the less is left, so that tidying and folding catch up; what is held in
+//! reserve is never written to, so that folding, the roots and the catalog have room to work. The room is looked at once for
+//! every few megabytes, more often when little is left.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use medium::Room;
+use types::Progress;
 
 use crate::locks::Mutex;
 
@@ -74,6 +75,8 @@ pub(crate) struct Journals {
     pub(crate) length_bytes: u64,
     /// What of it counts, and goes when they are folded.
     pub(crate) live_bytes: u64,
+    /// What folding them writes at most, in bytes: whole chunks.
+    pub(crate) folded_bytes: u64,
 }
 
 /// Whether a volume rests, as far as was seen.
@@ -95,8 +98,8 @@ struct Pace {
 /// What a look finds.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Look {
-    /// The length of the volume's journals, in bytes.
-    pub(crate) journal_bytes: u64,
+    /// The volume's journals.
+    pub(crate) journals: Journals,
     /// The room on their file system; `None` where it cannot be told.
     pub(crate) room: Option<Room>,
 }
@@ -110,7 +113,7 @@ impl Pressure {
         Self { limits, state: Mutex::default(), rest: Mutex::default(), written_bytes: AtomicU64::new(0) }
     }
 
-    /// From what length of the journals on a fold is due: the limit, or what a fold still has room for.
+    /// From how much that counts in the journals on a fold is due: the limit, or what a fold still has room for.
     pub(crate) fn fold_from(&self, room: Option<Room>) -> u64 {
         self.limits.journal_bytes.min(foldable(room))
     }
@@ -118,7 +121,7 @@ impl Pressure {
     /// Whether a fold is due. Folding hashes and compresses, so a volume that is written to waits with it for as long as
     /// there is room: what is overwritten meanwhile never has to be.
     pub(crate) fn is_fold_due(&self, journals: Journals, room: Option<Room>, now_ms: u64) -> Option<FoldDue> {
-        if journals.live_bytes > self.limits.journal_bytes || Self::is_long(journals, room) {
+        if journals.live_bytes > self.limits.journal_bytes || Self::is_large(journals, room) {
             return Some(FoldDue::Full);
         }
         (journals.live_bytes > self.limits.resting_bytes && self.rests(now_ms)).then_some(FoldDue::Resting)
@@ -126,12 +129,20 @@ impl Pressure {
 
     /// Whether a fold that began because the volume rested can wait: it is written to again, and there is room.
     pub(crate) fn may_wait(&self, journals: Journals, room: Option<Room>, now_ms: u64) -> bool {
-        !self.rests(now_ms) && !Self::is_long(journals, room)
+        !self.rests(now_ms) && !Self::is_large(journals, room)
     }
 
-    /// Whether journals take so much that a fold may soon have no room.
-    fn is_long(journals: Journals, room: Option<Room>) -> bool {
-        journals.length_bytes > foldable(room)
+    /// Whether so much counts in journals that a fold may soon have no room. Their length does not say: they are tidied.
+    fn is_large(journals: Journals, room: Option<Room>) -> bool {
+        journals.folded_bytes > foldable(room)
+    }
+
+    /// From what length of the journals on writes are slowed down: twice as much does not count as tidying leaves, or they are
+    /// twice as long as they may count. A volume in which little counts is not held up for what tidying gives back at once.
+    fn slow_from(&self, journals: Journals, room: Option<Room>) -> u64 {
+        let limit = self.limits.journal_bytes;
+        let idle_bytes = idle(journals.live_bytes.max(limit / 2), room) * 2;
+        journals.live_bytes.saturating_add(idle_bytes).min(limit.saturating_mul(2))
     }
 
     /// Whether little was written in the last minute that was looked at, and little since.
@@ -168,8 +179,8 @@ impl Pressure {
 
     fn assess(&self, bytes: u64, look: Look) -> Result<Pace, NoRoom> {
         let by_journals = {
-            let limit = self.fold_from(look.room).max(1);
-            share(look.journal_bytes.saturating_sub(limit.saturating_mul(2)), limit.saturating_mul(2))
+            let from = self.slow_from(look.journals, look.room);
+            share(look.journals.length_bytes.saturating_sub(from), from)
         };
         let Some(room) = look.room else { return Ok(Pace::new(STEP_BYTES.max(bytes), by_journals)) };
         let reserve = self.reserve(room);
@@ -190,9 +201,23 @@ impl Pace {
     }
 }
 
-/// How long journals may be so that folding them still has room, in bytes.
-fn foldable(room: Option<Room>) -> u64 {
+/// How much a fold may have to write so that it still has room, and what is written meanwhile too, in bytes.
+pub(crate) fn foldable(room: Option<Room>) -> u64 {
     room.map_or(u64::MAX, |room| room.available_bytes / 2)
+}
+
+/// How much of a journal's length tidying leaves that does not count, in bytes: half of what counts, less where there is
+/// little room. The less it is, the more has to be moved for each write.
+pub(crate) fn idle(live_bytes: u64, room: Option<Room>) -> u64 {
+    (live_bytes / 2).min(room.map_or(u64::MAX, |room| room.available_bytes / 2))
+}
+
+/// Whether what a fold has yet to write will not find room, judging by what it has written.
+pub(crate) fn fold_lacks_room(progress: &Progress, room: Option<Room>) -> bool {
+    let (total, done) = (progress.total_bytes(), progress.done_bytes());
+    let rest = u128::from(total.saturating_sub(done)) * u128::from(progress.moved_bytes());
+    // At the beginning it says little.
+    done > total / 16 && room.is_some_and(|room| rest / u128::from(done) > u128::from(room.available_bytes))
 }
 
 /// A part of a whole in thousandths, at most all of it.
@@ -209,7 +234,8 @@ mod tests {
     const LIMITS: Limits = Limits { journal_bytes: LIMIT, resting_bytes: LIMIT / 4, reserve_bytes: RESERVE };
 
     fn look(journal_bytes: u64, available_bytes: u64) -> Look {
-        Look { journal_bytes, room: Some(Room { available_bytes, total_bytes: 100 << 30 }) }
+        let journals = Journals { length_bytes: journal_bytes, live_bytes: journal_bytes / 2, folded_bytes: 0 };
+        Look { journals, room: Some(Room { available_bytes, total_bytes: 100 << 30 }) }
     }
 
     fn admit(journal_bytes: u64, available_bytes: u64, bytes: u64) -> Result<Duration, NoRoom> {
@@ -241,7 +267,7 @@ mod tests {
         let room = Room { available_bytes: 20 << 20, total_bytes: 64 << 20 };
         let pressure = Pressure::new(LIMITS);
         assert_eq!(pressure.fold_from(Some(room)), 10 << 20);
-        assert!(pressure.admit(4096, || Look { journal_bytes: 0, room: Some(room) }).is_ok());
+        assert!(pressure.admit(4096, || Look { journals: Journals::default(), room: Some(room) }).is_ok());
         assert_eq!((pressure.fold_from(None), pressure.missing(None)), (LIMIT, 0));
         assert_eq!(pressure.missing(Some(room)), 0);
         assert_eq!(pressure.missing(Some(Room { available_bytes: 7 << 20, ..room })), 1 << 20);
@@ -250,7 +276,7 @@ mod tests {
     #[test]
     fn what_is_written_to_is_folded_later_than_what_rests() {
         let pressure = Pressure::new(LIMITS);
-        let journals = |live_bytes| Journals { length_bytes: live_bytes + (100 << 20), live_bytes };
+        let journals = |live_bytes| Journals { length_bytes: live_bytes + (100 << 20), live_bytes, folded_bytes: 0 };
         let large = Some(Room { available_bytes: 50 << 30, total_bytes: 100 << 30 });
         let write = |bytes| pressure.admit(bytes, || look(0, 50 << 30)).unwrap();
         let due = |live_bytes, now_ms| pressure.is_fold_due(journals(live_bytes), large, now_ms);
@@ -275,13 +301,42 @@ mod tests {
     fn what_leaves_no_room_for_a_fold_is_folded_whatever_counts() {
         let pressure = Pressure::new(LIMITS);
         let room = Some(Room { available_bytes: 200 << 20, total_bytes: 1 << 30 });
-        let journals = |length_bytes| Journals { length_bytes, live_bytes: 1 << 20 };
+        let journals = |folded_bytes| Journals { length_bytes: LIMIT, live_bytes: 1 << 20, folded_bytes };
         assert_eq!(pressure.is_fold_due(journals(100 << 20), room, 0), None);
         assert_eq!(pressure.is_fold_due(journals((100 << 20) + 1), room, 0), Some(FoldDue::Full));
         assert_eq!(pressure.is_fold_due(journals(10 << 30), None, 0), None);
         assert!(pressure.admit(1 << 30, || look(0, 50 << 30)).is_ok());
         assert!(pressure.may_wait(journals(100 << 20), room, 1));
         assert!(!pressure.may_wait(journals((100 << 20) + 1), room, 1));
+    }
+
+    #[test]
+    fn what_does_not_count_is_bounded_by_what_does_and_by_the_room() {
+        let pressure = Pressure::new(LIMITS);
+        let room = |available_bytes| Some(Room { available_bytes, total_bytes: 100 << 30 });
+        let from = |live_bytes, available_bytes| {
+            let journals = Journals { length_bytes: 0, live_bytes, folded_bytes: 0 };
+            pressure.slow_from(journals, room(available_bytes))
+        };
+        assert_eq!(from(LIMIT * 3 / 4, 50 << 30), LIMIT * 3 / 2);
+        assert_eq!(from(0, 50 << 30), LIMIT / 2, "a few segments are no reason");
+        assert_eq!(from(2 * LIMIT, 50 << 30), 2 * LIMIT, "layers that wait for a fold");
+        assert_eq!(from(LIMIT, 100 << 20), LIMIT + (100 << 20));
+        assert_eq!((idle(LIMIT, room(50 << 30)), idle(LIMIT, room(100 << 20))), (LIMIT / 2, 50 << 20));
+        assert_eq!(idle(LIMIT, None), LIMIT / 2);
+    }
+
+    #[test]
+    fn a_fold_that_will_find_no_room_is_known_by_what_it_has_written() {
+        let room = |available_bytes| Some(Room { available_bytes, total_bytes: 1 << 30 });
+        let progress = Progress::default();
+        assert!(!fold_lacks_room(&progress, room(0)), "nothing to do");
+        progress.set_total_bytes(1600);
+        progress.advance(100, 50);
+        assert!(!fold_lacks_room(&progress, room(0)), "too early to say");
+        progress.advance(100, 50);
+        assert!(fold_lacks_room(&progress, room(699)));
+        assert!(!fold_lacks_room(&progress, room(700)) && !fold_lacks_room(&progress, None));
     }
 
     #[test]

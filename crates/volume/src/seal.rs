@@ -71,8 +71,11 @@ impl Volumes {
         let folded = self.fold_once(volume, progress).await;
         if let (Err(_), Some(volumes)) = (&folded, self.context.volumes.get().and_then(Weak::upgrade)) {
             let volume = volume.clone();
-            let merged = self.context.workers.run(move || volumes.merge_layers(&volume)).await?;
-            merged.unwrap_or_else(|error| tracing::debug!(%error, "layers could not be made one"));
+            let merged = self.context.workers.run(move || volumes.merge_layers(&volume)).await;
+            // What the fold failed by is what counts.
+            if let Err(error) = merged.map_err(VolumeError::from).flatten() {
+                tracing::debug!(%error, "layers could not be made one");
+            }
         }
         folded
     }
@@ -444,8 +447,15 @@ async fn or_cancelled<F: Future>(progress: &Progress, future: F) -> Result<F::Ou
 mod tests {
     use proptest::prelude::*;
 
+    use std::collections::BTreeSet;
+
+    use types::{JournalId, LayerId};
+
     use super::*;
     use crate::extent_map::Place;
+    use crate::journal::{Journal, Secret};
+    use crate::layer::Layer;
+    use crate::segment::SegmentFiles;
 
     const SECTORS: u64 = CHUNK / SECTOR_BYTES;
 
@@ -489,6 +499,37 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn map_of(runs: &[(u64, u64, bool)]) -> ExtentMap {
+        let mut map = ExtentMap::default();
+        for (start, length, zero) in runs {
+            let place = if *zero { Place::zero(1, 64) } else { Place::data(1, 64) };
+            map.insert(*start, start + length, place);
+        }
+        map
+    }
+
+    fn layer_of(map: ExtentMap) -> Arc<Layer> {
+        let files = SegmentFiles::new(medium::Simulated::new(1).shared(), "/layers".into(), 4096, 0);
+        let journal = Arc::new(Journal::new(Arc::new(files), JournalId([1; 16]), Secret([1; 32])));
+        Layer::with_map(journal, LayerId([1; 16]), 1, Some(2), map)
+    }
+
+    fn composed(steps: &[Step]) -> BTreeSet<u64> {
+        let ranges = steps.iter().filter_map(|step| if let Step::Compose(range) = step { Some(range) } else { None });
+        ranges.cloned().flatten().collect()
+    }
+
+    #[test]
+    fn what_a_fold_composes_is_counted_by_the_chunk() {
+        let runs: Vec<_> = (0..100).map(|chunk| (chunk * SECTORS + 8, 8, false)).collect();
+        let map = map_of(&runs);
+        let chunks = composed(&steps(&map, 1 << 30)).len() as u64;
+        let layer = layer_of(map);
+        assert_eq!((layer.chunks(), chunks), (100, 100));
+        assert!(layer.most_chunks() >= 100);
+        assert_eq!(layer_of(map_of(&[(8, 1000 * SECTORS, true)])).chunks(), 2, "zeroes are made of nothing");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use format::journal::{
     FooterEntry, HEADER_BYTES, Home, JournalKeys, Record, RecordKind, SEGMENT_HEAD_BYTES, SegmentHeader, SegmentId,
     encode_footer,
 };
-use medium::{File, Medium, Open};
+use medium::{File, Medium, Open, Room};
 
 /// Where the first record of a segment begins.
 pub(crate) const FIRST_RECORD: u64 = SEGMENT_HEAD_BYTES as u64;
@@ -217,6 +217,11 @@ impl SegmentFiles {
         let segment_bytes = segment_bytes.clamp(4096, 1 << 30);
         let pool_files = usize::try_from(pool_bytes / segment_bytes).unwrap_or(0);
         Self { medium, directory, segment_bytes, pool_files, free: Mutex::default() }
+    }
+
+    /// The room on their file system, where it can be told.
+    pub(crate) fn room(&self) -> Option<Room> {
+        self.medium.room(&self.directory).ok()
     }
 
     /// Makes a new segment, in a file that was used before where there is one. Nobody knows whether its name is durable:

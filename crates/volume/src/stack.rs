@@ -46,7 +46,7 @@ pub(crate) struct Context {
 impl Context {
     /// The room on the file system of the journals, where it can be told.
     pub(crate) fn room(&self) -> Option<Room> {
-        self.files.medium.room(&self.files.directory).ok()
+        self.files.room()
     }
 
     /// Gives room on the medium back that can be done without, and says whether it did.
@@ -108,6 +108,16 @@ impl Stack {
     /// How much was written over the tree, in bytes; what lies in several layers is counted in each.
     pub(crate) fn dirty_bytes(&self) -> u64 {
         self.layers.iter().map(|layer| layer.data_sectors() * SECTOR_BYTES).sum()
+    }
+
+    /// What folding the layers writes at most, in bytes; not more exact than needed where it is not more than `enough`.
+    pub(crate) fn folded_bytes(&self, enough: u64) -> u64 {
+        let most: u64 = self.layers.iter().map(|layer| layer.most_chunks()).sum();
+        let most = (most * CHUNK).min(self.size_bytes);
+        if most <= enough {
+            return most;
+        }
+        (self.layers.iter().map(|layer| layer.chunks()).sum::<u64>() * CHUNK).min(self.size_bytes)
     }
 
     /// Whether the tree says it all: no layers, and not grown since.

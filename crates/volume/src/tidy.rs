@@ -18,6 +18,7 @@ use crate::device::DeviceError;
 use crate::error::VolumeError;
 use crate::journal::{Journal, Moving, Needed, failure, place_of};
 use crate::layer::Layer;
+use crate::pressure::idle;
 use crate::records::{self, JournalRecord};
 use crate::replay::{entries_of, replay};
 use crate::segment::{FIRST_RECORD, RECORD_HEADER, Segment};
@@ -40,7 +41,7 @@ pub(crate) struct Removal {
 
 impl Volumes {
     /// Gives back what of a volume's journal does not count any more, moving what does where that pays, until the journal
-    /// is not longer than one and a half times what counts and a few segments. Nothing is hashed or compressed.
+    /// is not longer than one and a half times what counts, or less where room is short, and a few segments. Nothing is hashed or compressed.
     ///
     /// # Errors
     /// A journal that cannot be read or written, or a store that fails. What was done stays done.
@@ -330,7 +331,11 @@ pub(crate) fn live_bytes(journal: &Journal) -> u64 {
 fn is_long(journal: &Journal) -> bool {
     let slack = SLACK_SEGMENTS * journal.files().segment_bytes;
     let bytes = journal.bytes();
-    bytes > slack && bytes - slack > live_bytes(journal) * 3 / 2
+    if bytes <= slack {
+        return false;
+    }
+    let live = live_bytes(journal);
+    bytes - slack > live + idle(live, journal.files().room())
 }
 
 /// The segment that has the least that counts, if the journal is longer than it needs to be.

@@ -8,14 +8,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::journal::{DATA_CHECKSUM_BYTES, JournalKeys, MAX_DATA_BYTES, Record, RecordKind};
 use futures_util::future::BoxFuture;
-use types::{Name, SECTOR_BYTES, VolumeId};
+use types::{Name, Progress, SECTOR_BYTES, VolumeId};
 
 use crate::base::{Missing, TreeBase};
 use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
 use crate::history::{History, MOST_LAYERS};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
-use crate::pressure::{FoldDue, Journals, Look, NoRoom, Pressure};
+use crate::pressure::{self, FoldDue, Journals, Look, NoRoom, Pressure};
 use crate::reading::StackCell;
 use crate::records::{self, DeletedRecord, VolumeRecord};
 use crate::stack::{Context, Stack};
@@ -118,7 +118,7 @@ impl Volume {
         self.cell.missing()
     }
 
-    /// How long its journals may grow before they are folded even while they are written to, in bytes: less where the
+    /// How much may count in its journals before they are folded even while they are written to, in bytes: less where the
     /// file system has little left.
     #[must_use]
     pub fn journal_limit_bytes(&self) -> u64 {
@@ -134,21 +134,33 @@ impl Volume {
     }
 
     fn is_fold_due(&self, stack: &Stack, room: Option<Room>) -> Option<FoldDue> {
-        self.pressure.is_fold_due(self.journals(stack), room, stack.context.options.clock.now_ms())
+        self.pressure.is_fold_due(self.journals(stack, room), room, stack.context.options.clock.now_ms())
     }
 
     /// Whether a fold that began because the volume rested ([`FoldDue::Resting`]) can wait: the guest writes again.
     #[must_use]
     pub fn fold_may_wait(&self) -> bool {
         let stack = self.cell.stack();
-        let now_ms = stack.context.options.clock.now_ms();
-        self.pressure.may_wait(self.journals(&stack), stack.context.room(), now_ms)
+        let (now_ms, room) = (stack.context.options.clock.now_ms(), stack.context.room());
+        self.pressure.may_wait(self.journals(&stack, room), room, now_ms)
+    }
+
+    /// Whether a fold will not find room for what it has yet to write, judging by what it has written so far. It had better
+    /// be put off before it takes what guests could write to.
+    #[must_use]
+    pub fn fold_lacks_room(&self, progress: &Progress) -> bool {
+        pressure::fold_lacks_room(progress, self.cell.stack().context.room())
     }
 
     /// What a fold may give back of its journals: what is kept of the past is in them too, and stays.
-    fn journals(&self, stack: &Stack) -> Journals {
-        let length_bytes = stack.journal_bytes().saturating_sub(self.window().map_or(0, |window| window.bytes));
-        Journals { length_bytes, live_bytes: length_bytes.min(stack.dirty_bytes()) }
+    fn journals(&self, stack: &Stack, room: Option<Room>) -> Journals {
+        let past = self.window().map(|window| window.bytes);
+        let length_bytes = stack.journal_bytes().saturating_sub(past.unwrap_or(0));
+        let live_bytes = length_bytes.min(stack.dirty_bytes());
+        let folded_bytes = stack.folded_bytes(pressure::foldable(room));
+        // Of the layers of a protected volume tidying gives nothing back.
+        let kept_bytes = if past.is_some() { length_bytes } else { 0 };
+        Journals { length_bytes, live_bytes, folded_bytes: folded_bytes.max(kept_bytes) }
     }
 
     /// The record of this volume with a stack.
@@ -173,12 +185,13 @@ impl Volume {
     fn admit(&self, bytes: u64) -> Result<(), DeviceError> {
         let look = || {
             let stack = self.cell.stack();
-            let (journal_bytes, room) = (self.journals(&stack).length_bytes, stack.context.room());
+            let room = stack.context.room();
             if self.is_fold_due(&stack, room).is_some() || self.pressure.missing(room) > 0 {
                 stack.context.room_due.notify_one();
             }
             // Where folding may wait for what is elsewhere, writes do not wait for folding: only the room counts.
-            Look { journal_bytes: if stack.base.origin.is_none() { journal_bytes } else { 0 }, room }
+            let waits = stack.base.origin.is_none();
+            Look { journals: if waits { self.journals(&stack, room) } else { Journals::default() }, room }
         };
         let wait = self.pressure.admit(bytes, look).map_err(|NoRoom| DeviceError::Full)?;
         if !wait.is_zero() {

@@ -43,8 +43,8 @@ const POOL_PART: u64 = 32;
 #[non_exhaustive]
 pub struct VolumeOptions {
     /// How much may count in a volume's journals before a fold is due even while it is written to, in bytes; less where the
-    /// file system has less than twice as much left. From twice that length on writes are slowed down, unless a fold may
-    /// have to wait for data elsewhere.
+    /// file system has less than twice as much left as a fold may write. From twice that length on, or twice the length of
+    /// what counts, writes are slowed down, unless a fold may have to wait for data elsewhere.
     pub journal_limit_bytes: u64,
     /// How much may count in them before a fold is due when the volume rests, in bytes.
     pub resting_limit_bytes: u64,

@@ -148,7 +148,11 @@ impl Model {
                     self.volumes.forget_frozen(id).unwrap();
                 }
             }
-            Step::Reopen => self.volumes = self.node.open(),
+            Step::Reopen => {
+                let before = std::mem::replace(&mut self.volumes, Node::new().open());
+                end(before);
+                self.volumes = self.node.open();
+            }
         }
     }
 
@@ -187,6 +191,14 @@ impl Model {
         assert_eq!(self.node.journals(), Vec::<std::path::PathBuf>::new());
         use store::ChunkStore;
         assert_eq!(self.node.store.roots().list(""), Vec::new());
+    }
+}
+
+/// Ends volumes as a process ends: what tidies in the background must not go on beside those that are opened next.
+fn end(mut volumes: Arc<Volumes>) {
+    while let Err(still) = Arc::try_unwrap(volumes) {
+        volumes = still;
+        std::thread::yield_now();
     }
 }
 

@@ -106,7 +106,7 @@ impl Switch {
     pub fn start_indexer(&self, world: &World) -> Result<Indexer> {
         let mut command = Command::new("nsenter");
         command.args(["--target", &self.process.id().to_string(), "--net", "--"]).arg(crate::brant());
-        world.start_indexer_by(command, &format!("{SWITCH}:7070"))
+        world.start_indexer_by(command, &format!("{SWITCH}:7070"), &["--insecure-listen"])
     }
 
     /// Connects a node's network to the switch.

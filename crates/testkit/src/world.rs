@@ -94,16 +94,17 @@ impl World {
     /// # Errors
     /// When it does not become ready.
     pub fn start_indexer(&self, port: u16) -> Result<Indexer> {
-        self.start_indexer_by(Command::new(&self.brant), &format!("127.0.0.1:{port}"))
+        self.start_indexer_by(Command::new(&self.brant), &format!("127.0.0.1:{port}"), &[])
     }
 
-    /// Starts the Indexer by a command that runs `brant` with what is added to it, perhaps in another network.
+    /// Starts the Indexer by a command that runs `brant` with what is added to it, perhaps in another network, and with
+    /// further options.
     ///
     /// # Errors
     /// When it does not become ready.
-    pub fn start_indexer_by(&self, mut command: Command, listen: &str) -> Result<Indexer> {
+    pub fn start_indexer_by(&self, mut command: Command, listen: &str, further: &[&str]) -> Result<Indexer> {
         let database = self.database();
-        command.args(["indexer", "serve", "--listen", listen, "--insecure-listen", "--database", &database]);
+        command.args(["indexer", "serve", "--listen", listen, "--database", &database]).args(further);
         let service = Service::start("the Indexer", &mut command, "brant indexer ready:", &self.path("indexer.log"))?;
         let url = service.ready.split_whitespace().find_map(|word| word.split_once("http://"));
         let authority =

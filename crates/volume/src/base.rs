@@ -2,7 +2,7 @@
 
 use format::{Position, Shape};
 use store::{Domain, Domains, Key, Origin, Part, Urgency, Wanted};
-use types::{CHUNK_BYTES, ChunkId, NodeId};
+use types::{CHUNK_BYTES, ChunkId, NodeId, SECTOR_BYTES};
 
 /// A disk tree, where it came from, and in whose trust domains it is read.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,3 +71,6 @@ pub struct Missing {
 
 /// The length of a chunk as a file offset.
 pub(crate) const CHUNK: u64 = CHUNK_BYTES as u64;
+
+/// The size of a chunk in sectors.
+pub(crate) const CHUNK_SECTORS: u64 = CHUNK / SECTOR_BYTES;

@@ -13,7 +13,7 @@ use format::{chunk_id, is_zero};
 use store::Nodes;
 use types::{CHUNK_BYTES, ChunkId, SECTOR_BYTES};
 
-use crate::base::CHUNK;
+use crate::base::{CHUNK, CHUNK_SECTORS};
 use crate::device::DeviceError;
 use crate::frozen::{Frozen, TreeView};
 use crate::layer::Layer;
@@ -25,8 +25,6 @@ const MOST_COMPOSED: usize = 2048;
 
 /// How many places are looked at for one request at most.
 const MOST_STEPS: usize = 1 << 16;
-
-const CHUNK_SECTORS: u64 = CHUNK / SECTOR_BYTES;
 
 /// What a disk is at a moment; of a volume, what is written from now on shows all the same.
 #[derive(Clone, Debug)]

@@ -10,9 +10,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use format::journal::Record;
-use types::{LayerId, SECTOR_BYTES};
+use types::LayerId;
 
-use crate::base::CHUNK;
+use crate::base::CHUNK_SECTORS;
 use crate::device::DeviceError;
 use crate::error::VolumeError;
 use crate::extent_map::{Content, ExtentMap, Place, Run};
@@ -21,8 +21,6 @@ use crate::locks::{Mutex, RwLock};
 use crate::records::{LAYER_VERSION, LayerRecord};
 use crate::replay::{check_segment, entries_of};
 use crate::segment::{RECORD_HEADER, Segment};
-
-const CHUNK_SECTORS: u64 = CHUNK / SECTOR_BYTES;
 
 /// The last sequence number of a layer that is open.
 const OPEN: u64 = u64::MAX;

@@ -203,13 +203,18 @@ impl Pace {
 
 /// How much a fold may have to write so that it still has room, and what is written meanwhile too, in bytes.
 pub(crate) fn foldable(room: Option<Room>) -> u64 {
+    half(room)
+}
+
+/// Half of what is left, in bytes; without end where it cannot be told.
+fn half(room: Option<Room>) -> u64 {
     room.map_or(u64::MAX, |room| room.available_bytes / 2)
 }
 
 /// How much of a journal's length tidying leaves that does not count, in bytes: half of what counts, less where there is
 /// little room. The less it is, the more has to be moved for each write.
 pub(crate) fn idle(live_bytes: u64, room: Option<Room>) -> u64 {
-    (live_bytes / 2).min(room.map_or(u64::MAX, |room| room.available_bytes / 2))
+    (live_bytes / 2).min(half(room))
 }
 
 /// Whether what a fold has yet to write will not find room, judging by what it has written.

@@ -17,7 +17,7 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use store::{Domain, StoreError, Urgency};
 use types::{CHUNK_BYTES, ChunkId, FrozenId, Progress, SECTOR_BYTES};
 
-use crate::base::{Absent, CHUNK, TreeBase};
+use crate::base::{Absent, CHUNK, CHUNK_SECTORS, TreeBase};
 use crate::device::DeviceError;
 use crate::error::VolumeError;
 use crate::extent_map::ExtentMap;
@@ -211,7 +211,6 @@ fn plan(stack: &Stack) -> Result<Vec<Step>, VolumeError> {
 }
 
 fn steps(map: &ExtentMap, size_bytes: u64) -> Vec<Step> {
-    const SECTORS: u64 = CHUNK / SECTOR_BYTES;
     let disk_end = size_bytes / SECTOR_BYTES;
     let mut steps: Vec<Step> = Vec::new();
     let mut done = 0;
@@ -227,8 +226,8 @@ fn steps(map: &ExtentMap, size_bytes: u64) -> Vec<Step> {
         done = chunks.end;
     };
     for (start, end, zero) in map.outline() {
-        let touched = start / SECTORS..end.div_ceil(SECTORS);
-        let whole = start.div_ceil(SECTORS)..if end == disk_end { touched.end } else { end / SECTORS };
+        let touched = start / CHUNK_SECTORS..end.div_ceil(CHUNK_SECTORS);
+        let whole = start.div_ceil(CHUNK_SECTORS)..if end == disk_end { touched.end } else { end / CHUNK_SECTORS };
         if zero && whole.start < whole.end {
             compose(&mut steps, touched.start..whole.start);
             steps.push(Step::Clear(whole.clone()));
@@ -457,7 +456,7 @@ mod tests {
     use crate::layer::Layer;
     use crate::segment::SegmentFiles;
 
-    const SECTORS: u64 = CHUNK / SECTOR_BYTES;
+    const SECTORS: u64 = CHUNK_SECTORS;
 
     proptest! {
         /// Every chunk that a layer touches is in one step, cleared only if all of it is zero, and no other chunk is.

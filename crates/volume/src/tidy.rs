@@ -41,7 +41,8 @@ pub(crate) struct Removal {
 
 impl Volumes {
     /// Gives back what of a volume's journal does not count any more, moving what does where that pays, until the journal
-    /// is not longer than one and a half times what counts, or less where room is short, and a few segments. Nothing is hashed or compressed.
+    /// is not longer than one and a half times what counts, or less where room is short, and a few segments. Nothing is
+    /// hashed or compressed.
     ///
     /// # Errors
     /// A journal that cannot be read or written, or a store that fails. What was done stays done.

@@ -130,11 +130,11 @@ impl Volume {
     pub fn needs_fold(&self) -> Option<FoldDue> {
         let stack = self.cell.stack();
         let deep = stack.layers.len() > MOST_LAYERS && self.window().is_some();
-        if deep { Some(FoldDue::Full) } else { self.is_fold_due(&stack, stack.context.room()) }
-    }
-
-    fn is_fold_due(&self, stack: &Stack, room: Option<Room>) -> Option<FoldDue> {
-        self.pressure.is_fold_due(self.journals(stack, room), room, stack.context.options.clock.now_ms())
+        if deep {
+            return Some(FoldDue::Full);
+        }
+        let (now_ms, room) = (stack.context.options.clock.now_ms(), stack.context.room());
+        self.pressure.is_fold_due(self.journals(&stack, room), room, now_ms)
     }
 
     /// Whether a fold that began because the volume rested ([`FoldDue::Resting`]) can wait: the guest writes again.
@@ -185,13 +185,14 @@ impl Volume {
     fn admit(&self, bytes: u64) -> Result<(), DeviceError> {
         let look = || {
             let stack = self.cell.stack();
-            let room = stack.context.room();
-            if self.is_fold_due(&stack, room).is_some() || self.pressure.missing(room) > 0 {
+            let (now_ms, room) = (stack.context.options.clock.now_ms(), stack.context.room());
+            let journals = self.journals(&stack, room);
+            if self.pressure.is_fold_due(journals, room, now_ms).is_some() || self.pressure.missing(room) > 0 {
                 stack.context.room_due.notify_one();
             }
             // Where folding may wait for what is elsewhere, writes do not wait for folding: only the room counts.
             let waits = stack.base.origin.is_none();
-            Look { journals: if waits { self.journals(&stack, room) } else { Journals::default() }, room }
+            Look { journals: if waits { journals } else { Journals::default() }, room }
         };
         let wait = self.pressure.admit(bytes, look).map_err(|NoRoom| DeviceError::Full)?;
         if !wait.is_zero() {

@@ -8,6 +8,7 @@
 
 pub mod mutate;
 
+mod definitions;
 mod images;
 mod journal;
 mod names;
@@ -30,7 +31,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 26] = [
+pub const TARGETS: [Target; 27] = [
     Target { name: "chunk", run: objects::chunk, seeds: objects::chunk_seeds },
     Target { name: "node", run: objects::node, seeds: objects::node_seeds },
     Target { name: "manifest", run: objects::manifest, seeds: objects::manifest_seeds },
@@ -55,6 +56,7 @@ pub const TARGETS: [Target; 26] = [
     Target { name: "swarm_request", run: peers::request, seeds: peers::request_seeds },
     Target { name: "swarm_reply", run: peers::reply, seeds: peers::reply_seeds },
     Target { name: "image", run: images::image, seeds: images::image_seeds },
+    Target { name: "definition", run: definitions::definition, seeds: definitions::definition_seeds },
     Target { name: "name", run: names::name, seeds: names::name_seeds },
     Target { name: "nbd_uri", run: names::nbd_uri, seeds: names::nbd_uri_seeds },
 ];

@@ -59,8 +59,8 @@ pub use bucket::{
 pub use difference::{DifferenceExtent, DifferenceKind, Differences};
 pub use error::{ApiError, ErrorCode};
 pub use snapshot::{
-    CloneRequest, DiskDetail, ImageFormat, ImportRequest, MaterializeRequest, Reflink, Snapshot, SnapshotDetail,
-    SnapshotState, SourceSpec, TakeSnapshotRequest, TargetSpec,
+    CloneRequest, DiskDetail, ImageFormat, ImportRequest, Machine, MaterializeRequest, Reflink, Snapshot,
+    SnapshotDetail, SnapshotState, SourceSpec, TakeSnapshotRequest, TargetSpec,
 };
 pub use status::{NodeStatus, Restart, StoreStatus, SwarmStatus};
 pub use store::{CollectRequest, CollectionStatus, ScrubRequest, ScrubStatus};

@@ -232,11 +232,14 @@ impl Node {
                 }
             });
         }
-        let base = match &resolved.record {
-            Some(record) => record.base,
-            None => self.manifest(resolved).await?.base,
+        let (base, machine) = match &resolved.record {
+            Some(record) => (record.base, record.machine.clone()),
+            None => {
+                let manifest = self.manifest(resolved).await?;
+                (manifest.base, manifest.machine)
+            }
         };
-        Ok(api::SnapshotDetail { snapshot: listed, base, disks })
+        Ok(api::SnapshotDetail { snapshot: listed, base, disks, machine: machine.map(show_machine) })
     }
 
     /// Whether everything of a snapshot is here. What is here stays here, so that is remembered.
@@ -263,6 +266,11 @@ impl Node {
         self.complete.lock().unwrap_or_else(PoisonError::into_inner).insert(snapshot);
         Ok(true)
     }
+}
+
+fn show_machine(machine: format::manifest::Machine) -> api::Machine {
+    let description = String::from_utf8_lossy(&machine.description).into_owned();
+    api::Machine { media_type: machine.media_type, description }
 }
 
 fn show_missing(missing: volume::Missing) -> api::Missing {

@@ -4,6 +4,7 @@
 //! names: `bucket/ID`, `snapshot/BUCKET/OBJECT/VERSION`, `attachment/TARGET`, `domain/OWNER`,
 //! `labels/VOLUME`, `scrub/position`.
 
+use format::manifest::Machine;
 use format::{CanonicalError, from_canonical, to_canonical};
 use minicbor::{Decode, Encode};
 use store::{ChunkStore, Domain, Domains, Origin, RootChange, StoreError};
@@ -103,6 +104,9 @@ pub(crate) struct SnapshotRecord {
     /// Its id, once every disk is sealed and the manifest is stored.
     #[n(5)]
     pub(crate) snapshot: Option<SnapshotId>,
+    /// The machine whose disks they are.
+    #[n(6)]
+    pub(crate) machine: Option<Machine>,
 }
 
 /// A disk of such a version.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use format::manifest::Machine;
 use store::{Domain, Domains};
 use types::{BucketId, Name, ObjectPath, Progress, SnapshotId};
 use volume::{CloneOf, TreeBase, Volume};
@@ -13,6 +14,12 @@ use crate::node::Node;
 use crate::record::{DiskRecord, SnapshotRecord};
 use crate::resolve::DiskContent;
 use crate::task::{Outcome, now_ms};
+
+/// The longest description of a machine that is taken, in bytes: a manifest has room for it and all disks.
+const MAX_DESCRIPTION_BYTES: usize = 64 << 10;
+
+/// The longest media type, in bytes.
+const MAX_MEDIA_TYPE_BYTES: usize = 100;
 
 /// Reads where a new version shall go; its number is given, not chosen.
 pub(crate) fn parse_new_path(text: &str) -> Result<ObjectPath, ApiError> {
@@ -45,9 +52,10 @@ impl Node {
             return Err(ApiError::new(ErrorCode::Invalid, "a volume is named twice"));
         }
         let names = disk_names(&path.object, &volumes, request.disks)?;
+        let machine = request.machine.map(machine_of).transpose()?;
         let node = Arc::clone(self);
         let (taking, object, message) = (Arc::clone(&bucket), path.object.clone(), request.message);
-        let version = blocking(move || node.freeze(&taking, &object, &volumes, names, message)).await?;
+        let version = blocking(move || node.freeze(&taking, &object, &volumes, names, message, machine)).await?;
         self.index_bucket(&bucket).await?;
         self.start_sealing(&bucket, path.object.clone(), version).await?;
         let find = crate::listing::versions_of(&bucket, &self.versions)
@@ -63,6 +71,7 @@ impl Node {
         volumes: &[Arc<Volume>],
         names: Vec<Name>,
         message: String,
+        machine: Option<Machine>,
     ) -> Result<u64, ApiError> {
         let statuses: Vec<_> = volumes.iter().map(|volume| volume.status()).collect();
         let bases: Vec<_> = statuses.iter().map(|status| &status.base).collect();
@@ -86,6 +95,7 @@ impl Node {
             domains: domains.iter().map(|domain| domain.0).collect(),
             base: bases.iter().find_map(|base| base.origin).map(|origin| origin.snapshot),
             snapshot: None,
+            machine,
         };
         let freezing = |to_change: Box<dyn FnOnce(&SnapshotRecord) -> store::RootChange>| {
             let mut record = record;
@@ -226,6 +236,22 @@ impl Node {
         let latest = self.versions.latest(bucket, object)?;
         self.versions.find(bucket.id, object, latest)?.snapshot
     }
+}
+
+/// A machine's description as it is kept.
+fn machine_of(machine: api::Machine) -> Result<Machine, ApiError> {
+    let invalid = |message: String| Err(ApiError::new(ErrorCode::Invalid, message));
+    let media_type = machine.media_type;
+    if media_type.is_empty()
+        || media_type.len() > MAX_MEDIA_TYPE_BYTES
+        || !media_type.bytes().all(|b| b.is_ascii_graphic())
+    {
+        return invalid(format!("{media_type:?} is no media type"));
+    }
+    if machine.description.len() > MAX_DESCRIPTION_BYTES {
+        return invalid(format!("the machine's description is longer than {MAX_DESCRIPTION_BYTES} bytes"));
+    }
+    Ok(Machine { media_type, description: machine.description.into_bytes() })
 }
 
 /// What the disks of a snapshot are called.

@@ -86,6 +86,7 @@ impl Node {
             domains: vec![Domain::OWN.0],
             base: previous,
             snapshot: None,
+            machine: None,
         };
         let (node, taking, object) = (Arc::clone(self), Arc::clone(bucket), path.object.clone());
         let version = blocking(move || {

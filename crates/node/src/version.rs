@@ -177,6 +177,6 @@ fn manifest_of(record: &SnapshotRecord) -> Manifest {
         disks: disks.collect(),
         base: record.base,
         message: record.message.clone(),
-        machine: None,
+        machine: record.machine.clone(),
     }
 }

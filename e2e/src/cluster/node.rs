@@ -180,6 +180,15 @@ impl ClusterNode {
         self.succeed(&self.brant_command(arguments))
     }
 
+    /// Runs `brant` in the node, which may fail.
+    ///
+    /// # Errors
+    /// When it cannot be run at all.
+    pub fn try_brant(&self, arguments: &[&str]) -> Result<Printed> {
+        let words = self.brant_command(arguments);
+        self.run(&words.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
     /// Runs `brant` in the node and reads its `--json`.
     ///
     /// # Errors

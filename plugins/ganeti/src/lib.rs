@@ -1,5 +1,5 @@
-//! Ganeti's disks on brant: an ExtStorage provider as a thin translator to the node's API, its installation, and snapshots
-//! of an instance's disks.
+//! Ganeti's disks on brant: an ExtStorage provider as a thin translator to the node's API, its installation, snapshots of
+//! an instance's disks, and instances that are made from them, here and in other clusters.
 //!
 //! Ganeti's `noded` runs one script per call, as root, with everything in the environment; each script is one line that
 //! runs `brant ganeti provider SCRIPT`. The contract is Ganeti's `storage/extstorage.py`; `docs/ganeti.md` says what an
@@ -11,17 +11,23 @@
 //! Not here: volumes that move between nodes. Each node has its own, and says so clearly where one is missing.
 
 mod call;
+mod create;
+mod definition;
 mod group;
 mod install;
 pub mod label;
+mod luxi;
 mod origin;
 mod parameters;
 mod provider;
 mod session;
 
 pub use call::{Call, CallError, Script};
+pub use create::{Plan, Wishes, advice, plan};
+pub use definition::{Definition, DefinitionError, Found};
 pub use group::snapshot_instance;
 pub use install::{InstallError, Installation, LOG_DIRECTORY, PROVIDER_DIRECTORY, install, uninstall};
+pub use luxi::{Luxi, LuxiError};
 pub use origin::{Origin, OriginError};
 pub use parameters::{ParameterError, Parameters};
 pub use session::{Settings, run};

@@ -100,6 +100,12 @@ async fn bucket_of(session: &Session<'_>, reference: &Reference) -> Result<Name,
     session.ask(session.client.subscribe(&request)).await.map(|subscription| subscription.bucket)
 }
 
+/// Where a bucket here is published, or what it follows.
+pub(crate) async fn published_as(session: &Session<'_>, bucket: &Name) -> Result<Option<Reference>, ApiError> {
+    let detail = session.ask(session.client.bucket(bucket.as_str())).await?;
+    Ok(detail.bucket.published.or(detail.bucket.subscribed))
+}
+
 async fn only_object(session: &Session<'_>, bucket: &Name, reference: &Reference) -> Result<String, ApiError> {
     let detail = session.ask(session.client.bucket(bucket.as_str())).await?;
     let names: Vec<&str> = detail.contents.iter().map(|object| object.name.as_str()).collect();

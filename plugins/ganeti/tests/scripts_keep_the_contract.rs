@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ganeti::{Script, Settings, run, snapshot_instance};
+use ganeti::{Definition, Script, Settings, run, snapshot_instance};
 use node::api::{ApiError, CreateBucketRequest, ErrorCode, Volume};
 use node::client::Client;
 use node::{NodeOptions, Start};
@@ -134,7 +134,14 @@ async fn an_instance_begins_as_a_snapshot_of_another() {
         node.call(Script::Create, disk, &[size(mebibytes), vec![("EXTP_BUCKET", "vms")]].concat()).await.unwrap();
         node.call(Script::Setinfo, disk, &[("VOL_METADATA", "originstname+web1")]).await.unwrap();
     }
-    let taken = snapshot_instance(&node.client, "web1", None, "note".to_owned()).await.unwrap();
+    let text = |disks| format!(r#"{{"version":1,"name":"web1","os":"debian","hypervisor":"kvm","disks":[{disks}]}}"#);
+    let one_too_few = Definition::decode(&text(r#"{"size_mib":8}"#)).unwrap();
+    let refused = snapshot_instance(&node.client, "web1", None, String::new(), Some(&one_too_few)).await.unwrap_err();
+    assert!(refused.message.contains("has 1 disks, and 2 of them are here"), "{refused}");
+    let definition = Definition::decode(&text(r#"{"size_mib":8},{"size_mib":16}"#)).unwrap();
+    let taken = snapshot_instance(&node.client, "web1", None, "note".to_owned(), Some(&definition)).await.unwrap();
+    let detail = node.client.snapshot(&format!("{}/{}", taken.bucket, taken.object)).await.unwrap();
+    assert_eq!(detail.machine, Some(definition.to_machine()), "what it is kept with is given back");
     assert_eq!((taken.bucket.as_str(), taken.object.as_str(), taken.size_bytes), ("vms", "web1", 24 << 20));
     let other = |number: u8| format!("aaaa.ext.disk{number}");
     let origin = |origin, mebibytes| [size(mebibytes), vec![("EXTP_ORIGIN", origin)]].concat();
@@ -159,7 +166,7 @@ async fn an_instance_begins_as_a_snapshot_of_another() {
         assert!(refused.message.contains(says) && !refused.message.contains('\n'), "{refused}");
     }
     assert!(node.volume(&other(3)).await.is_none(), "nothing is left of what was refused");
-    let nobody = snapshot_instance(&node.client, "web9", None, String::new()).await.unwrap_err();
+    let nobody = snapshot_instance(&node.client, "web9", None, String::new(), None).await.unwrap_err();
     assert_eq!(nobody.code, ErrorCode::NotFound);
 }
 

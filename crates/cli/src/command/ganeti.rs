@@ -1,5 +1,7 @@
 //! `brant ganeti`: disks of Ganeti's instances as volumes of this node.
 
+mod moving;
+
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -15,7 +17,7 @@ use crate::failure::{Failure, Outcome};
 use crate::output::Output;
 use crate::output::text::size;
 
-/// Ganeti's disks on brant: the provider, and snapshots of instances
+/// Ganeti's disks on brant: the provider, snapshots, instances that travel
 #[derive(clap::Args, Debug)]
 pub(crate) struct Arguments {
     #[command(subcommand)]
@@ -70,6 +72,33 @@ enum Verb {
         #[arg(long)]
         wait: bool,
     },
+    /// Take a snapshot of all disks of an instance, with its definition
+    ///
+    /// Like `snapshot`, and what `create` needs to make the instance again in this cluster or another one is kept with it: memory, processors, NICs,
+    /// the operating system and its parameters, what hardware the guest sees, tags. To be run where the instance runs; where that is not Ganeti's
+    /// master, the command says how it gets the definition from there.
+    #[command(after_long_help = "Examples:
+  brant ganeti export web1.example.org vms/web
+  ssh MASTER brant ganeti definition web1.example.org |
+    brant ganeti export web1.example.org vms/web --definition -")]
+    Export(moving::Export),
+    /// Make an instance from a snapshot, of this cluster or another one
+    ///
+    /// To be run on Ganeti's master. It runs `gnt-instance add` (and `start`) with what the definition says that came with the snapshot, and with what the options
+    /// say instead. Any snapshot will do: one without a definition needs --os.
+    #[command(after_long_help = "Examples:
+  brant ganeti create index.example.org/alice/vms/web --name web1.example.net
+  brant ganeti create templates/debian12 --name web2.example.net --os debian
+  brant ganeti create vms/web@3 --name web3.example.net --net 0:link=br1 --dry-run")]
+    Create(Box<moving::Create>),
+    /// Print an instance's definition, on Ganeti's master
+    #[command(after_long_help = "Example:
+  brant ganeti definition web1.example.org")]
+    Definition {
+        /// Its full name
+        #[arg(value_name = "INSTANCE")]
+        instance: String,
+    },
     /// Do what Ganeti calls a script of the provider for
     ///
     /// What is asked for is in the environment. Ganeti runs this by itself.
@@ -95,7 +124,7 @@ pub(crate) async fn run(context: &Context, node: Option<&str>, arguments: Argume
             context.output.done(&json!({"provider_directory": provider_dir}), &format!("removed {shown}"))
         }
         Verb::Snapshot { instance, path, message, wait } => {
-            let mut snapshot = ganeti::snapshot_instance(&context.client, &instance, path, message).await?;
+            let mut snapshot = ganeti::snapshot_instance(&context.client, &instance, path, message, None).await?;
             if wait {
                 snapshot = until_sealed(context, snapshot).await?;
             }
@@ -103,6 +132,9 @@ pub(crate) async fn run(context: &Context, node: Option<&str>, arguments: Argume
                 format!("took {} of {instance}, {}", path_of(&snapshot), size(snapshot.size_bytes))
             })
         }
+        Verb::Export(arguments) => moving::export(context, arguments).await,
+        Verb::Create(arguments) => moving::create(context, *arguments).await,
+        Verb::Definition { instance } => moving::definition(&instance),
         Verb::Provider { script } => {
             let printed = ganeti::run(&context.client, script, environment(), &Settings::default()).await?;
             Output::raw(printed.as_bytes())

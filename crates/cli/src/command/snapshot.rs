@@ -88,7 +88,8 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
     let (client, output) = (&context.client, context.output);
     match arguments.verb {
         Verb::Create { volumes, path, message, disk_names, wait } => {
-            let request = TakeSnapshotRequest { volumes, path: path.to_string(), message, disks: disk_names };
+            let request =
+                TakeSnapshotRequest { volumes, path: path.to_string(), message, disks: disk_names, machine: None };
             let mut snapshot = client.take_snapshot(&request).await?;
             if wait {
                 snapshot = until_sealed(context, snapshot).await?;
@@ -173,6 +174,9 @@ fn show(detail: &SnapshotDetail, view: View) -> String {
     if !snapshot.message.is_empty() {
         facts.push(("message", snapshot.message.clone()));
     }
+    if let Some(machine) = &detail.machine {
+        facts.push(("machine", machine.media_type.clone()));
+    }
     if let Some(base) = detail.base {
         facts.push(("base", base.to_string()));
     }
@@ -227,8 +231,12 @@ mod tests {
             root: None,
             missing: Missing { chunks: 2, bytes: 131_072, nodes: 0 },
         };
-        let detail =
-            SnapshotDetail { snapshot: snapshot(1, None, SnapshotState::Sealing), base: None, disks: vec![disk] };
+        let detail = SnapshotDetail {
+            snapshot: snapshot(1, None, SnapshotState::Sealing),
+            base: None,
+            disks: vec![disk],
+            machine: None,
+        };
         let text = show(&detail, View { width: Some(80), now_ms: 1_763_877_012_000 });
         assert!(text.contains("taken     2025-11-23 05:50:12 UTC (just now)\n"), "{text}");
         assert!(

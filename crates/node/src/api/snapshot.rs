@@ -8,6 +8,15 @@ use utoipa::ToSchema;
 
 use super::volume::Missing;
 
+/// A machine's description, as its platform wrote it: kept with a snapshot and given back, and not understood here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Machine {
+    /// Its media type, for example `application/vnd.brant.ganeti+json`.
+    pub media_type: String,
+    /// The description; what is no UTF-8 in it is replaced where it is shown.
+    pub description: String,
+}
+
 /// Asks for a snapshot of volumes at one moment.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct TakeSnapshotRequest {
@@ -24,6 +33,9 @@ pub struct TakeSnapshotRequest {
     #[serde(default)]
     #[schema(value_type = Vec<String>)]
     pub disks: Vec<Name>,
+    /// The machine whose disks they are; at most 64 KiB.
+    #[serde(default)]
+    pub machine: Option<Machine>,
 }
 
 /// The state of a snapshot here.
@@ -87,6 +99,9 @@ pub struct SnapshotDetail {
     pub base: Option<SnapshotId>,
     /// Its disks.
     pub disks: Vec<DiskDetail>,
+    /// The machine whose disks they are, where it was described.
+    #[serde(default)]
+    pub machine: Option<Machine>,
 }
 
 /// The format of a foreign image.

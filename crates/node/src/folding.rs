@@ -30,10 +30,15 @@ enum Folded {
 impl Node {
     /// Begins to fold the journals that need it, one fold a volume: one that waits for absent data holds up no other.
     pub(crate) fn fold_volumes(self: &Arc<Self>) {
-        for (volume, due) in self.volumes.needs_fold() {
+        for (volume, _) in self.volumes.needs_fold() {
             if !self.folding().insert(volume.id()) {
                 continue;
             }
+            // One that has just ended may have been seen half done.
+            let Some(due) = volume.needs_fold() else {
+                self.folding().remove(&volume.id());
+                continue;
+            };
             let node = Arc::clone(self);
             self.spawn(async move {
                 if node.fold(&volume, due).await == Folded::LacksRoom {

@@ -223,19 +223,6 @@ impl ExtentMap {
         let runs = self.extents.range(from..).take(most);
         runs.map(|(first, extent)| (*first, extent.end, extent.place)).collect()
     }
-
-    /// All runs in order: first sector, the sector after the last, and whether it is zero. Zeroes side by side are one.
-    pub(crate) fn outline(&self) -> impl Iterator<Item = (u64, u64, bool)> {
-        let mut runs =
-            self.extents.iter().map(|(first, extent)| (*first, extent.end, extent.place.is_zero())).peekable();
-        std::iter::from_fn(move || {
-            let (first, mut end, zero) = runs.next()?;
-            while zero && let Some((_, further, _)) = runs.next_if(|(next, _, zero)| *zero && *next == end) {
-                end = further;
-            }
-            Some((first, end, zero))
-        })
-    }
 }
 
 /// What an extent adds to the sectors with data, and to what counts of its segment.
@@ -293,13 +280,6 @@ mod tests {
                 let runs: Vec<_> = map.iter().collect();
                 assert!(runs.iter().all(|(start, end, _)| start < end));
                 assert!(runs.is_sorted_by(|left, right| left.1 <= right.0));
-                let outline: Vec<_> = map.outline().collect();
-                let neighbours = |pair: &[(u64, u64, bool)]| pair[0].1 == pair[1].0 && pair[0].2 && pair[1].2;
-                assert!(!outline.windows(2).any(neighbours), "neighbouring zeroes are one run");
-                assert_eq!(
-                    outline.iter().map(|(start, end, _)| end - start).sum::<u64>(),
-                    runs.iter().map(|(start, end, _)| end - start).sum::<u64>()
-                );
                 check_live(map);
             };
             check(&map, &model);

@@ -21,9 +21,13 @@ use crate::locks::{Mutex, RwLock};
 use crate::records::{LAYER_VERSION, LayerRecord};
 use crate::replay::{check_segment, entries_of};
 use crate::segment::{RECORD_HEADER, Segment};
+use crate::steps::{Step, steps_of};
 
 /// The last sequence number of a layer that is open.
 const OPEN: u64 = u64::MAX;
+
+/// How many runs of a map are taken at a time.
+const RUNS_AT_ONCE: usize = 1024;
 
 /// A range of a journal, and the map of what in it counts.
 #[derive(Debug)]
@@ -47,18 +51,6 @@ pub(crate) struct Layer {
 
 /// What is done with each record and its data.
 pub(crate) type Visit<'v> = dyn FnMut(&Record, &[u8]) -> ControlFlow<()> + 'v;
-
-/// The chunks that have to be composed for a run: all that data touch, and those that zeroes touch in part.
-fn composed((start, end, place): (u64, u64, Place)) -> impl Iterator<Item = (u64, u64)> {
-    let (first, last) = (start / CHUNK_SECTORS, end.div_ceil(CHUNK_SECTORS));
-    let (whole_first, whole_last) = (start.div_ceil(CHUNK_SECTORS), end / CHUNK_SECTORS);
-    if place.is_zero() && whole_first < whole_last {
-        [(first, whole_first), (whole_last, last)]
-    } else {
-        [(first, last), (last, last)]
-    }
-    .into_iter()
-}
 
 fn unreadable(segment: &Segment, source: std::io::Error) -> VolumeError {
     VolumeError::Io { operation: "read", path: segment.path().to_owned(), source }
@@ -251,27 +243,30 @@ impl Layer {
         map.data_sectors() / CHUNK_SECTORS + 2 * map.extents()
     }
 
-    /// How many chunks it touches, but for those that are zeroed as a whole: about, while it grows.
-    pub(crate) fn chunks(&self) -> u64 {
+    /// How many chunks folding it composes, on a disk that ends at a sector: about, while it grows.
+    pub(crate) fn chunks(&self, disk_end: u64) -> u64 {
         let extents = self.map.read().extents();
         let mut known = self.chunks.lock();
         if extents.abs_diff(known.0) > known.0 / 16 {
-            *known = (extents, self.count_chunks());
+            *known = (extents, self.steps(disk_end).iter().map(Step::composed).sum());
         }
         known.1
     }
 
-    fn count_chunks(&self) -> u64 {
-        let (mut from, mut done, mut chunks) = (0, 0, 0);
-        loop {
-            let runs = self.map.read().some(from, 1024);
-            let Some((_, last, _)) = runs.last() else { return chunks };
-            from = *last;
-            for (start, end) in runs.into_iter().flat_map(composed) {
-                chunks += end.saturating_sub(start.max(done));
-                done = done.max(end);
-            }
-        }
+    /// What a fold has to do for it, on a disk that ends at a sector.
+    pub(crate) fn steps(&self, disk_end: u64) -> Vec<Step> {
+        steps_of(self.runs(), disk_end)
+    }
+
+    /// All that it says, in order. The runs are taken a few at a time, so that nobody waits for whoever goes through millions.
+    fn runs(&self) -> impl Iterator<Item = (u64, u64, Place)> {
+        let mut from = 0;
+        let some = move || {
+            let runs = self.map.read().some(from, RUNS_AT_ONCE);
+            from = runs.last()?.1;
+            Some(runs)
+        };
+        std::iter::from_fn(some).flatten()
     }
 
     /// What of a segment still counts in this layer, in bytes.
@@ -293,23 +288,19 @@ impl Layer {
         }
     }
 
-    /// Enters all that this layer says into a map, over what is there.
-    pub(crate) fn overlay(&self, map: &mut ExtentMap) {
-        for (start, end, place) in self.map.read().iter() {
-            map.insert(start, end, place);
-        }
-    }
-
     /// Takes in what a layer above it says, of the same journal.
     pub(crate) fn absorb(&self, above: &Self) {
-        above.overlay(&mut self.map.write());
+        let mut map = self.map.write();
+        for (start, end, place) in above.map.read().iter() {
+            map.insert(start, end, place);
+        }
     }
 
     /// Enters what a layer below it says where it says nothing itself, a few runs at a time.
     pub(crate) fn absorb_below(&self, below: &Self) {
         let mut from = 0;
         loop {
-            let runs = below.map.read().some(from, 1024);
+            let runs = below.map.read().some(from, RUNS_AT_ONCE);
             let Some((_, last, _)) = runs.last() else { return };
             from = *last;
             let mut map = self.map.write();
@@ -350,5 +341,36 @@ impl Layer {
             segment.verified.fetch_max(end, Ordering::AcqRel);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use types::JournalId;
+
+    use super::*;
+    use crate::journal::Secret;
+    use crate::segment::SegmentFiles;
+
+    fn layer_of(runs: impl IntoIterator<Item = (u64, u64, Place)>) -> Arc<Layer> {
+        let files = SegmentFiles::new(medium::Simulated::new(1).shared(), "/layers".into(), 4096, 0);
+        let journal = Arc::new(Journal::new(Arc::new(files), JournalId([1; 16]), Secret([1; 32])));
+        let mut map = ExtentMap::default();
+        runs.into_iter().for_each(|(start, end, place)| map.insert(start, end, place));
+        Layer::with_map(journal, LayerId([1; 16]), 1, Some(2), map)
+    }
+
+    #[test]
+    fn what_a_fold_composes_is_counted_by_the_chunk() {
+        // More runs than are taken at a time.
+        let count = 3 * RUNS_AT_ONCE as u64;
+        let scattered = (0..count).map(|chunk| (chunk * CHUNK_SECTORS + 8, chunk * CHUNK_SECTORS + 16));
+        let layer = layer_of(scattered.map(|(start, end)| (start, end, Place::data(1, 64))));
+        let end = 2 * count * CHUNK_SECTORS;
+        assert_eq!((layer.steps(end), layer.chunks(end)), (vec![Step::Compose(0..count)], count));
+        assert!(layer.most_chunks() >= count);
+        let zeroed = layer_of([(8, 1000 * CHUNK_SECTORS + 8, Place::zero(1, 64))]);
+        assert_eq!(zeroed.chunks(end), 2, "zeroes are made of nothing");
+        assert_eq!(layer_of([(8, end - 8, Place::zero(1, 64))]).chunks(end - 8), 1, "nor is what the disk ends with");
     }
 }

@@ -32,6 +32,7 @@ mod seal;
 mod segment;
 mod sharing;
 mod stack;
+mod steps;
 mod tidy;
 mod volume;
 mod volumes;

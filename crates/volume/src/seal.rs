@@ -4,9 +4,7 @@
 //! durable before a record changes. All of it can be done again: after a crash, a cancel, or when another fold came
 //! first. Where a chunk was written only in part and its base is elsewhere, the work waits for the base; writes do not.
 
-use std::collections::VecDeque;
 use std::future::Future;
-use std::ops::Range;
 use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -17,18 +15,15 @@ use futures_util::stream::{FuturesOrdered, StreamExt};
 use store::{Domain, StoreError, Urgency};
 use types::{CHUNK_BYTES, ChunkId, FrozenId, Progress, SECTOR_BYTES};
 
-use crate::base::{Absent, CHUNK, CHUNK_SECTORS, TreeBase};
+use crate::base::{Absent, CHUNK, TreeBase};
 use crate::device::DeviceError;
 use crate::error::VolumeError;
-use crate::extent_map::ExtentMap;
 use crate::frozen::Frozen;
 use crate::reading::Patience;
 use crate::stack::{From, Lack, Stack, absent_node};
+use crate::steps::{Step, batches, over};
 use crate::volume::Volume;
 use crate::volumes::{Owner, Volumes};
-
-/// How many chunks are composed in one go.
-const BATCH_CHUNKS: u64 = 64;
 
 /// How many batches are composed at once.
 const BATCHES: usize = 2;
@@ -68,10 +63,17 @@ impl Volumes {
     /// # Errors
     /// As [`Volumes::seal`].
     pub async fn fold(&self, volume: &Arc<Volume>, progress: &Progress) -> Result<(), VolumeError> {
-        let folded = self.fold_once(volume, progress).await;
+        let one = or_cancelled(progress, volume.folding.clone().lock_owned()).await?;
+        let folded = self.fold_layers(volume, progress).await;
         if let (Err(_), Some(volumes)) = (&folded, self.context.volumes.get().and_then(Weak::upgrade)) {
             let volume = volume.clone();
-            let merged = self.context.workers.run(move || volumes.merge_layers(&volume)).await;
+            let merge = move || {
+                let merged = volumes.merge_unfolded_layers(&volume);
+                // Nobody began before with two layers that say the same: they would count twice.
+                drop(one);
+                merged
+            };
+            let merged = self.context.workers.run(merge).await;
             // What the fold failed by is what counts.
             if let Err(error) = merged.map_err(VolumeError::from).flatten() {
                 tracing::debug!(%error, "layers could not be made one");
@@ -80,8 +82,7 @@ impl Volumes {
         folded
     }
 
-    async fn fold_once(&self, volume: &Arc<Volume>, progress: &Progress) -> Result<(), VolumeError> {
-        let _one = or_cancelled(progress, volume.folding.lock()).await?;
+    async fn fold_layers(&self, volume: &Arc<Volume>, progress: &Progress) -> Result<(), VolumeError> {
         let _hold = self.context.store.hold();
         self.end_open_layer(volume)?;
         loop {
@@ -166,21 +167,11 @@ impl Stack {
     }
 }
 
-/// Something to do to a range of chunks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Step {
-    /// Some of it was written.
-    Compose(Range<u64>),
-    /// All of it was zeroed.
-    Clear(Range<u64>),
-}
-
 /// Folds all layers of a stack, and returns the tree once it is durable.
 async fn fold_stack(stack: &Arc<Stack>, progress: &Progress) -> Result<TreeBase, VolumeError> {
     let planned = stack.clone();
     let steps = stack.context.workers.run(move || plan(&planned)).await??;
-    let compose = |step: &Step| if let Step::Compose(range) = step { range.end - range.start } else { 0 };
-    progress.set_total_bytes(steps.iter().map(compose).sum::<u64>() * CHUNK);
+    progress.set_total_bytes(steps.iter().map(Step::composed).sum::<u64>() * CHUNK);
     bring_nodes(stack, &steps, progress).await?;
 
     let mut batches = batches(steps);
@@ -200,70 +191,14 @@ async fn fold_stack(stack: &Arc<Stack>, progress: &Progress) -> Result<TreeBase,
     write_tree(stack, edits, progress).await
 }
 
-/// What the layers touch, in ascending order.
+/// What has to be done for the layers, in ascending order.
 fn plan(stack: &Stack) -> Result<Vec<Step>, VolumeError> {
-    let mut map = ExtentMap::default();
+    let mut steps = Vec::new();
     for layer in stack.layers.iter().rev() {
         layer.verify()?;
-        layer.overlay(&mut map);
+        steps = over(layer.steps(stack.size_bytes / SECTOR_BYTES), steps);
     }
-    Ok(steps(&map, stack.size_bytes))
-}
-
-fn steps(map: &ExtentMap, size_bytes: u64) -> Vec<Step> {
-    let disk_end = size_bytes / SECTOR_BYTES;
-    let mut steps: Vec<Step> = Vec::new();
-    let mut done = 0;
-    let mut compose = |steps: &mut Vec<Step>, chunks: Range<u64>| {
-        let start = chunks.start.max(done);
-        if start >= chunks.end {
-            return;
-        }
-        match steps.last_mut() {
-            Some(Step::Compose(last)) if last.end == start => last.end = chunks.end,
-            _ => steps.push(Step::Compose(start..chunks.end)),
-        }
-        done = chunks.end;
-    };
-    for (start, end, zero) in map.outline() {
-        let touched = start / CHUNK_SECTORS..end.div_ceil(CHUNK_SECTORS);
-        let whole = start.div_ceil(CHUNK_SECTORS)..if end == disk_end { touched.end } else { end / CHUNK_SECTORS };
-        if zero && whole.start < whole.end {
-            compose(&mut steps, touched.start..whole.start);
-            steps.push(Step::Clear(whole.clone()));
-            compose(&mut steps, whole.end..touched.end);
-        } else {
-            compose(&mut steps, touched);
-        }
-    }
-    steps
-}
-
-/// Cuts steps into batches that are composed in one go.
-fn batches(steps: Vec<Step>) -> VecDeque<Vec<Step>> {
-    let mut batches = VecDeque::new();
-    let mut batch = Vec::new();
-    let mut room = BATCH_CHUNKS;
-    for step in steps {
-        let Step::Compose(mut range) = step else {
-            batch.push(step);
-            continue;
-        };
-        while range.start < range.end {
-            let end = range.end.min(range.start + room);
-            room -= end - range.start;
-            batch.push(Step::Compose(range.start..end));
-            range.start = end;
-            if room == 0 {
-                batches.push_back(std::mem::take(&mut batch));
-                room = BATCH_CHUNKS;
-            }
-        }
-    }
-    if !batch.is_empty() {
-        batches.push_back(batch);
-    }
-    batches
+    Ok(steps)
 }
 
 /// Brings the nodes that will be made anew and are elsewhere, a level per round.
@@ -439,105 +374,5 @@ async fn or_cancelled<F: Future>(progress: &Progress, future: F) -> Result<F::Ou
         if let Ok(output) = tokio::time::timeout(CANCEL_INTERVAL, &mut future).await {
             return Ok(output);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use std::collections::BTreeSet;
-
-    use types::{JournalId, LayerId};
-
-    use super::*;
-    use crate::extent_map::Place;
-    use crate::journal::{Journal, Secret};
-    use crate::layer::Layer;
-    use crate::segment::SegmentFiles;
-
-    const SECTORS: u64 = CHUNK_SECTORS;
-
-    proptest! {
-        /// Every chunk that a layer touches is in one step, cleared only if all of it is zero, and no other chunk is.
-        #[test]
-        fn steps_are_what_was_touched(
-            runs in prop::collection::vec((0..6 * SECTORS, 1..3 * SECTORS, any::<bool>(), any::<bool>()), 0..20),
-            size in 1..6 * SECTORS,
-        ) {
-            let mut map = ExtentMap::default();
-            for (start, length, zero, aligned) in runs {
-                let start = if aligned { start / SECTORS * SECTORS } else { start };
-                let end = (start + if aligned { length.next_multiple_of(SECTORS) } else { length }).min(size);
-                if start < end {
-                    let place = if zero { Place::zero(1, 64) } else { Place::data(1, 64) };
-                    map.insert(start, end, place);
-                }
-            }
-            let steps = steps(&map, size * SECTOR_BYTES);
-            let cut: Vec<_> = batches(steps.clone()).into_iter().flatten().collect();
-            for steps in [steps, cut] {
-                let mut found = vec![None; 6];
-                for step in steps {
-                    let (range, clear) = match step {
-                        Step::Compose(range) => (range, false),
-                        Step::Clear(range) => (range, true),
-                    };
-                    prop_assert!(range.start < range.end);
-                    for index in range {
-                        let before = found[usize::try_from(index).unwrap()].replace(clear);
-                        prop_assert_eq!(before, None, "each chunk is in one step");
-                    }
-                }
-                for (index, found) in (0..).zip(found) {
-                    let (start, end) = (index * SECTORS, ((index + 1) * SECTORS).min(size));
-                    let places: Vec<_> = (start..end).map(|sector| map.find(sector, end).place).collect();
-                    let all_zero = !places.is_empty() && places.iter().all(|place| place.is_some_and(Place::is_zero));
-                    let touched = places.iter().any(Option::is_some);
-                    prop_assert_eq!(found, touched.then_some(all_zero));
-                }
-            }
-        }
-    }
-
-    fn map_of(runs: &[(u64, u64, bool)]) -> ExtentMap {
-        let mut map = ExtentMap::default();
-        for (start, length, zero) in runs {
-            let place = if *zero { Place::zero(1, 64) } else { Place::data(1, 64) };
-            map.insert(*start, start + length, place);
-        }
-        map
-    }
-
-    fn layer_of(map: ExtentMap) -> Arc<Layer> {
-        let files = SegmentFiles::new(medium::Simulated::new(1).shared(), "/layers".into(), 4096, 0);
-        let journal = Arc::new(Journal::new(Arc::new(files), JournalId([1; 16]), Secret([1; 32])));
-        Layer::with_map(journal, LayerId([1; 16]), 1, Some(2), map)
-    }
-
-    fn composed(steps: &[Step]) -> BTreeSet<u64> {
-        let ranges = steps.iter().filter_map(|step| if let Step::Compose(range) = step { Some(range) } else { None });
-        ranges.cloned().flatten().collect()
-    }
-
-    #[test]
-    fn what_a_fold_composes_is_counted_by_the_chunk() {
-        let runs: Vec<_> = (0..100).map(|chunk| (chunk * SECTORS + 8, 8, false)).collect();
-        let map = map_of(&runs);
-        let chunks = composed(&steps(&map, 1 << 30)).len() as u64;
-        let layer = layer_of(map);
-        assert_eq!((layer.chunks(), chunks), (100, 100));
-        assert!(layer.most_chunks() >= 100);
-        assert_eq!(layer_of(map_of(&[(8, 1000 * SECTORS, true)])).chunks(), 2, "zeroes are made of nothing");
-    }
-
-    #[test]
-    fn a_batch_has_so_many_chunks_and_clearing_costs_nothing() {
-        let steps = vec![Step::Compose(0..100), Step::Clear(100..1 << 30), Step::Compose(1 << 30..(1 << 30) + 30)];
-        let batches = batches(steps);
-        assert_eq!(batches.len(), 3);
-        assert_eq!(batches[0], [Step::Compose(0..64)]);
-        assert_eq!(batches[1].len(), 3);
-        assert_eq!(batches[2], [Step::Compose((1 << 30) + 28..(1 << 30) + 30)]);
     }
 }

@@ -117,7 +117,8 @@ impl Stack {
         if most <= enough {
             return most;
         }
-        (self.layers.iter().map(|layer| layer.chunks()).sum::<u64>() * CHUNK).min(self.size_bytes)
+        let end = self.size_bytes / SECTOR_BYTES;
+        (self.layers.iter().map(|layer| layer.chunks(end)).sum::<u64>() * CHUNK).min(self.size_bytes)
     }
 
     /// Whether the tree says it all: no layers, and not grown since.

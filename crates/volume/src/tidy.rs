@@ -171,6 +171,11 @@ impl Volumes {
     pub(crate) fn merge_layers(&self, volume: &Volume) -> Result<(), VolumeError> {
         // Whoever folds counts on the layers as they are.
         let Ok(_folding) = volume.folding.try_lock() else { return Ok(()) };
+        self.merge_unfolded_layers(volume)
+    }
+
+    /// The same for whoever sees to it that nobody folds.
+    pub(crate) fn merge_unfolded_layers(&self, volume: &Volume) -> Result<(), VolumeError> {
         loop {
             let stack = volume.cell.open()?;
             let pair = stack.layers.windows(2).find(|pair| self.is_one(&pair[0], &pair[1])).map(<[_]>::to_vec);

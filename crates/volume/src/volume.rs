@@ -32,7 +32,7 @@ pub struct Volume {
     /// What its journal's records are sealed with.
     keys: JournalKeys,
     /// Held while the volume is folded: one fold at a time.
-    pub(crate) folding: tokio::sync::Mutex<()>,
+    pub(crate) folding: Arc<tokio::sync::Mutex<()>>,
     pub(crate) pressure: Pressure,
     /// That it was deleted: it is closed then, and only kept.
     pub(crate) deleted: RwLock<Option<DeletedRecord>>,
@@ -73,7 +73,7 @@ impl Volume {
             pressure: Pressure::new(stack.context.options.limits()),
             writer: Mutex::new(Writer { open, next_sequence, closed: false }),
             cell: StackCell::new(stack),
-            folding: tokio::sync::Mutex::new(()),
+            folding: Arc::default(),
             deleted: RwLock::default(),
             history: Mutex::default(),
         })

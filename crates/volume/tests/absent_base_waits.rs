@@ -208,6 +208,35 @@ fn a_fold_that_is_put_off_leaves_no_more_layers_and_loses_nothing() {
     });
 }
 
+/// Layers that say the same count twice: a volume that is as large as its journal may be would at once be folded in earnest.
+#[test]
+fn what_a_fold_that_is_put_off_leaves_is_made_one_before_anybody_else_begins() {
+    let lazy = Lazy::new();
+    let (volumes, clone) = lazy.clone();
+    clone.write(4096, &noise(5, 4096), Durability::Process).unwrap();
+    run(async {
+        let begin = || {
+            let progress = Arc::new(Progress::default());
+            let (folder, folded, watched) = (volumes.clone(), clone.clone(), progress.clone());
+            (tokio::spawn(async move { folder.fold(&folded, &watched).await }), progress)
+        };
+        let (first, first_progress) = begin();
+        lazy.gate.until_waiting(1).await;
+        clone.write(4096 + 512, &noise(6, 512), Durability::Process).unwrap();
+        let (second, second_progress) = begin();
+        tokio::task::yield_now().await;
+        first_progress.cancel();
+        assert!(matches!(first.await.unwrap(), Err(VolumeError::Cancelled(_))));
+        while second_progress.total_bytes() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(clone.status().layers, 2, "what is folded, and what is written to");
+        second_progress.cancel();
+        assert!(matches!(second.await.unwrap(), Err(VolumeError::Cancelled(_))));
+        assert_eq!(clone.status().layers, 1);
+    });
+}
+
 #[test]
 fn zeroing_a_disk_that_is_elsewhere_fetches_nothing() {
     let lazy = Lazy::new();

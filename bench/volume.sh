@@ -44,7 +44,7 @@ for round in $(seq "$rounds"); do
   (while sleep 1; do "$brant" snapshot create one b/one >/dev/null && echo >>taken; done) & snapshots=$!
   : >taken
   echo "1. round $round, with snapshots:    $(write "$(uri one)" 1g "$seconds" --fsync=4096), $(wc -l <taken) taken"
-  kill $snapshots; wait $snapshots 2>/dev/null || true
+  { kill $snapshots && wait $snapshots; } 2>/dev/null || true
   echo "1. round $round, without snapshots: $(write "$(uri one)" 1g "$seconds" --fsync=4096)"
 done
 kill "$node"; wait "$node" || true; rm -rf node; serve
@@ -53,13 +53,14 @@ volume wide "$gib"; truncate -s "${gib}G" raw.img
 nbdkit -f -U "$PWD/nbdkit.sock" file raw.img & nbdkit=$!
 until [ -S nbdkit.sock ]; do sleep 0.1; done
 memory() { awk '/VmHWM/ {print $2}' "/proc/$node/status"; }
-space() { du -sB1M node | cut -f1; }
+# Files come and go meanwhile.
+space() { { du -sB1M node 2>/dev/null || true; } | cut -f1; }
 (while sleep 10; do space; done) >spaces & sampler=$!
 for minute in $(seq "$minutes"); do
   echo "2. minute $minute brant:  $(write "$(uri wide)" "${gib}g" 60), node takes $(space) MiB"
   echo "2. minute $minute nbdkit: $(write "nbd+unix:///?socket=$PWD/nbdkit.sock" "${gib}g" 60)"
 done
-kill $sampler; wait $sampler 2>/dev/null || true
+{ kill $sampler && wait $sampler; } 2>/dev/null || true
 echo "2. space of the node in MiB, every ten seconds: $(paste -sd ' ' spaces)"
 echo "2. at its most $(sort -n spaces | tail -1) MiB; a minute after the end: $(sleep 60; space) MiB"
 echo "2. node memory at its most $(memory) KiB"

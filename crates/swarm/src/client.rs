@@ -17,7 +17,7 @@ use crate::library::Library;
 use crate::message::{
     Content, ITEM_BYTES, Item, MAX_CERTIFICATES, MessageError, REPLY_BYTES, Request, Status, array, priority,
 };
-use crate::transport::{Connection, ReceiveStream, Transport, TransportError};
+use crate::transport::{Connection, Protocol, ReceiveStream, Transport, TransportError};
 
 /// A request was not answered as it should be.
 #[derive(Debug, thiserror::Error)]
@@ -94,7 +94,7 @@ impl Client {
         }
         *open = None;
         let made = async {
-            let connection = self.transport.connect(peer).await?;
+            let connection = self.transport.connect(peer, Protocol::Chunks).await?;
             let shown = self.certificates().await;
             // The peer reads the first stream first: what is asked next need not wait for the reply.
             drop(hello(&*connection, urgency, &shown).await?);

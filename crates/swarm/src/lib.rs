@@ -44,11 +44,14 @@ use crate::engine::Engine;
 use crate::message::Place;
 use crate::scheduler::{Want, Whereabouts};
 use crate::server::Server;
-use crate::transport::Transport;
 use crate::transport::iroh::IrohTransport;
+use crate::transport::{Connection, Protocol, Transport, TransportError};
 
 /// How many peers our own requests may be passed on through: a clone of a clone that was published again.
 const HOPS: u8 = 3;
+
+/// How long it may take to connect to a peer for another protocol.
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(5);
 
 /// What decoded tree nodes may take while trees are walked, in bytes.
 const NODE_CACHE_BYTES: u64 = 4 << 20;
@@ -150,6 +153,24 @@ impl Swarm {
     /// Is told that a snapshot has, or may have, new providers: asks them at once if anything of it is wanted.
     pub fn announced(&self, snapshot: SnapshotId) {
         self.engine.announced(snapshot);
+    }
+
+    /// Connects to a peer to speak another protocol than the swarm's own.
+    ///
+    /// # Errors
+    /// When the peer cannot be found or reached in time.
+    pub async fn connect(&self, peer: EndpointId, protocol: Protocol) -> Result<Arc<dyn Connection>, TransportError> {
+        let connecting = self.transport.connect(peer, protocol);
+        tokio::time::timeout(CONNECT, connecting).await.unwrap_or(Err(TransportError::TimedOut))
+    }
+
+    /// Waits for the next connection of a peer that speaks another protocol than the swarm's own. Who it is has been
+    /// proven, and nothing more.
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses no connection.
+    pub async fn visitor(&self) -> Option<Arc<dyn Connection>> {
+        self.server.visitor().await
     }
 
     /// What moved since the start.

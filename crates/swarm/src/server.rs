@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use minicbor::bytes::ByteVec;
 use store::{Key, NodeCache, Origin, Part, StoreError, Urgency};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, timeout, timeout_at};
 use types::EndpointId;
@@ -23,7 +23,7 @@ use crate::message::{MAX_REQUEST_BYTES, Place, Request, Status, priority};
 use crate::options::{SwarmOptions, Timing};
 use crate::scheduler::{Want, Whereabouts};
 use crate::shelf::{Found, Shelf, append};
-use crate::transport::{Connection, Incoming, SendStream, Stream, Transport, TransportError};
+use crate::transport::{Connection, Incoming, Protocol, SendStream, Stream, Transport, TransportError};
 
 /// The most requests that are answered at once on one connection.
 const REQUESTS: usize = 64;
@@ -41,6 +41,8 @@ const THROUGH: usize = 1024;
 const LINGER: Duration = Duration::from_secs(30);
 /// What decoded tree nodes may take, in bytes.
 const NODE_CACHE_BYTES: u64 = 16 << 20;
+/// How many connections of other protocols wait for whoever speaks them.
+const VISITORS: usize = 16;
 
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -56,6 +58,9 @@ pub(crate) struct Server {
     /// Bytes between store and network.
     sending: Arc<Semaphore>,
     through: Arc<Semaphore>,
+    /// Connections of other protocols, for whoever speaks them.
+    arriving: mpsc::Sender<Arc<dyn Connection>>,
+    visitors: tokio::sync::Mutex<mpsc::Receiver<Arc<dyn Connection>>>,
 }
 
 /// What is known of a connection's other end.
@@ -103,6 +108,7 @@ type Absent = Vec<(u32, Part, Key)>;
 impl Server {
     pub(crate) fn new(engine: Arc<Engine>, transport: Arc<dyn Transport>, options: &SwarmOptions) -> Arc<Self> {
         let permits = options.serving_bytes as usize / PERMIT_BYTES;
+        let (arriving, visitors) = mpsc::channel(VISITORS);
         Arc::new(Self {
             engine,
             transport,
@@ -114,6 +120,8 @@ impl Server {
             bulk_reads: Semaphore::new(8),
             sending: Arc::new(Semaphore::new(permits.max(2 * MAX_BATCH_PERMITS))),
             through: Arc::new(Semaphore::new(THROUGH)),
+            arriving,
+            visitors: tokio::sync::Mutex::new(visitors),
         })
     }
 
@@ -124,6 +132,11 @@ impl Server {
     /// Who is connected to us.
     pub(crate) fn connected(&self) -> Vec<EndpointId> {
         self.peers().keys().copied().collect()
+    }
+
+    /// The next connection of another protocol; those that nobody takes in time are closed.
+    pub(crate) async fn visitor(&self) -> Option<Arc<dyn Connection>> {
+        self.visitors.lock().await.recv().await
     }
 
     /// Accepts connections until the engine is stopped.
@@ -144,6 +157,12 @@ impl Server {
             Ok(Err(error)) => return tracing::debug!(%error, "an incoming connection failed"),
             Err(_) => return tracing::debug!("an incoming connection did not finish its handshake in time"),
         };
+        if connection.protocol() != Protocol::Chunks {
+            if let Err(refused) = self.arriving.try_send(connection) {
+                refused.into_inner().close();
+            }
+            return;
+        }
         let Some(_place) = self.admit(connection.peer()) else {
             tracing::debug!(peer = %connection.peer(), "too many connections");
             return connection.close();

@@ -15,6 +15,35 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use types::EndpointId;
 
+/// What is spoken on a connection; both ends agree on it when it is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Parts of snapshots, which the swarm itself asks for and serves.
+    Chunks,
+    /// Volumes among the nodes of one cluster; the swarm passes these connections on.
+    Cluster,
+}
+
+impl Protocol {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Chunks, Self::Cluster];
+
+    /// Its name in the handshake of TLS (RFC 7301).
+    #[must_use]
+    pub const fn alpn(self) -> &'static [u8] {
+        match self {
+            Self::Chunks => crate::message::ALPN,
+            Self::Cluster => b"brant/cluster/1",
+        }
+    }
+
+    /// The protocol of a name.
+    #[must_use]
+    pub fn of_alpn(alpn: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|protocol| protocol.alpn() == alpn)
+    }
+}
+
 /// A network operation failed. Every one of these may pass: the swarm tries again, or elsewhere.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -69,7 +98,11 @@ pub trait Transport: Send + Sync + Debug {
     fn addresses(&self) -> Vec<SocketAddr>;
 
     /// Connects to an endpoint. Dropping the future gives up.
-    fn connect(&self, peer: EndpointId) -> BoxFuture<'static, Result<Arc<dyn Connection>, TransportError>>;
+    fn connect(
+        &self,
+        peer: EndpointId,
+        protocol: Protocol,
+    ) -> BoxFuture<'static, Result<Arc<dyn Connection>, TransportError>>;
 
     /// Waits for the next connection that someone begins to make to us; `None` once closed.
     fn accept(&self) -> BoxFuture<'_, Option<Incoming>>;
@@ -82,6 +115,9 @@ pub trait Transport: Send + Sync + Debug {
 pub trait Connection: Send + Sync + Debug {
     /// Who is at the other end.
     fn peer(&self) -> EndpointId;
+
+    /// What is spoken on it.
+    fn protocol(&self) -> Protocol;
 
     /// Opens a stream. The peer hears of it with the first bytes sent.
     fn open(&self) -> BoxFuture<'_, Result<Stream, TransportError>>;

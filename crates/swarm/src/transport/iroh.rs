@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ::iroh::address_lookup::{AddressLookup, EndpointData};
 use ::iroh::endpoint::{
-    Connection as QuicConnection, IdleTimeout, QuicTransportConfig, ReadExactError, RecvStream,
+    ConnectOptions, Connection as QuicConnection, IdleTimeout, QuicTransportConfig, ReadExactError, RecvStream,
     SendStream as QuicSendStream, VarInt, presets,
 };
 use ::iroh::{Endpoint, EndpointAddr, RelayMode, SecretKey, TransportAddr};
@@ -17,9 +17,8 @@ use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use types::EndpointId;
 
-use super::{BoxError, Connection, Incoming, ReceiveStream, SendStream, Stream, Transport, TransportError};
+use super::{BoxError, Connection, Incoming, Protocol, ReceiveStream, SendStream, Stream, Transport, TransportError};
 use crate::library::Library;
-use crate::message::ALPN;
 
 /// How much one stream may be ahead of its reader, in bytes: a bulk request's worth and more.
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
@@ -33,6 +32,9 @@ const STREAMS: u32 = 256;
 const IDLE: Duration = Duration::from_secs(15);
 /// How often something is sent on an idle connection.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// The same among the members of a cluster, whose guests wait for a home that is lost: it is to be noticed soon.
+const CLUSTER_IDLE: Duration = Duration::from_secs(4);
+const CLUSTER_KEEP_ALIVE: Duration = Duration::from_secs(1);
 
 /// An iroh endpoint.
 #[derive(Debug)]
@@ -52,19 +54,10 @@ impl IrohTransport {
         library: Arc<dyn Library>,
     ) -> Result<Self, TransportError> {
         let failed = |error: BoxError| TransportError::Bind(error);
-        let idle = IdleTimeout::try_from(IDLE).map_err(|error| failed(error.into()))?;
-        let config = QuicTransportConfig::builder()
-            .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
-            .max_concurrent_uni_streams(VarInt::from_u32(0))
-            .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
-            .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
-            .send_window(SEND_WINDOW_BYTES)
-            .max_idle_timeout(Some(idle))
-            .keep_alive_interval(KEEP_ALIVE)
-            .build();
+        let config = quic(IDLE, KEEP_ALIVE).map_err(failed)?;
         let mut builder = Endpoint::builder(presets::Minimal)
             .secret_key(SecretKey::from_bytes(secret_key))
-            .alpns(vec![ALPN.to_vec()])
+            .alpns(Protocol::ALL.map(|protocol| protocol.alpn().to_vec()).to_vec())
             .relay_mode(RelayMode::Disabled)
             .transport_config(config)
             .address_lookup(Publisher { library: Arc::clone(&library) })
@@ -78,6 +71,19 @@ impl IrohTransport {
     }
 }
 
+/// How connections are kept.
+fn quic(idle: Duration, keep_alive: Duration) -> Result<QuicTransportConfig, BoxError> {
+    let config = QuicTransportConfig::builder()
+        .max_concurrent_bidi_streams(VarInt::from_u32(STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(STREAM_WINDOW_BYTES))
+        .receive_window(VarInt::from_u32(CONNECTION_WINDOW_BYTES))
+        .send_window(SEND_WINDOW_BYTES)
+        .max_idle_timeout(Some(IdleTimeout::try_from(idle)?))
+        .keep_alive_interval(keep_alive);
+    Ok(config.build())
+}
+
 impl Transport for IrohTransport {
     fn endpoint(&self) -> EndpointId {
         EndpointId(*self.endpoint.id().as_bytes())
@@ -87,7 +93,11 @@ impl Transport for IrohTransport {
         self.endpoint.addr().ip_addrs().copied().collect()
     }
 
-    fn connect(&self, peer: EndpointId) -> BoxFuture<'static, Result<Arc<dyn Connection>, TransportError>> {
+    fn connect(
+        &self,
+        peer: EndpointId,
+        protocol: Protocol,
+    ) -> BoxFuture<'static, Result<Arc<dyn Connection>, TransportError>> {
         let endpoint = self.endpoint.clone();
         let addresses = self.library.resolve(peer);
         Box::pin(async move {
@@ -95,8 +105,16 @@ impl Transport for IrohTransport {
             let addresses = addresses.await.filter(|found| !found.is_empty()).ok_or(TransportError::NoAddress(peer))?;
             let address = EndpointAddr::from_parts(id, addresses.into_iter().map(TransportAddr::Ip));
             let failed = |error: BoxError| TransportError::Connect { peer, source: error };
-            let connection = endpoint.connect(address, ALPN).await.map_err(|error| failed(error.into()))?;
-            Ok(Arc::new(IrohConnection { peer, connection }) as Arc<dyn Connection>)
+            let options = match protocol {
+                Protocol::Chunks => ConnectOptions::new(),
+                Protocol::Cluster => {
+                    ConnectOptions::new().with_transport_config(quic(CLUSTER_IDLE, CLUSTER_KEEP_ALIVE).map_err(failed)?)
+                }
+            };
+            let connecting = endpoint.connect_with_opts(address, protocol.alpn(), options).await;
+            let connecting = connecting.map_err(|error| failed(error.into()))?;
+            let connection = connecting.await.map_err(|error| failed(error.into()))?;
+            Ok(Arc::new(IrohConnection { peer, protocol, connection }) as Arc<dyn Connection>)
         })
     }
 
@@ -106,7 +124,9 @@ impl Transport for IrohTransport {
             Some(Box::pin(async move {
                 let connection = incoming.await.map_err(lost)?;
                 let peer = EndpointId(*connection.remote_id().as_bytes());
-                Ok(Arc::new(IrohConnection { peer, connection }) as Arc<dyn Connection>)
+                // The handshake has agreed on one of those that were offered.
+                let protocol = Protocol::of_alpn(connection.alpn()).ok_or(TransportError::Framing)?;
+                Ok(Arc::new(IrohConnection { peer, protocol, connection }) as Arc<dyn Connection>)
             }) as Incoming)
         })
     }
@@ -131,6 +151,7 @@ impl AddressLookup for Publisher {
 #[derive(Debug)]
 struct IrohConnection {
     peer: EndpointId,
+    protocol: Protocol,
     connection: QuicConnection,
 }
 
@@ -145,6 +166,10 @@ fn stream((send, receive): (QuicSendStream, RecvStream)) -> Stream {
 impl Connection for IrohConnection {
     fn peer(&self) -> EndpointId {
         self.peer
+    }
+
+    fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     fn open(&self) -> BoxFuture<'_, Result<Stream, TransportError>> {

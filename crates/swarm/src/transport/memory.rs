@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use types::EndpointId;
 
-use super::{Connection, Incoming, ReceiveStream, SendStream, Stream, Transport, TransportError};
+use super::{Connection, Incoming, Protocol, ReceiveStream, SendStream, Stream, Transport, TransportError};
 
 /// How many pieces a stream holds that were not yet received.
 const PIECES: usize = 64;
@@ -165,7 +165,11 @@ impl Transport for MemoryTransport {
         Vec::new()
     }
 
-    fn connect(&self, peer: EndpointId) -> BoxFuture<'static, Result<Arc<dyn Connection>, TransportError>> {
+    fn connect(
+        &self,
+        peer: EndpointId,
+        protocol: Protocol,
+    ) -> BoxFuture<'static, Result<Arc<dyn Connection>, TransportError>> {
         let (network, me) = (self.network.clone(), self.endpoint);
         let closed = self.closed.subscribe();
         Box::pin(async move {
@@ -176,7 +180,7 @@ impl Transport for MemoryTransport {
             let incoming = incoming.ok_or(TransportError::NoAddress(peer))?;
             let path = Path::between(&network, me, peer).ok_or(TransportError::NoAddress(peer))?;
             path.clone().arrive(network.schedule(me, peer, 1200)).await?;
-            let (here, there) = MemoryConnection::pair(&network, me, peer, &path);
+            let (here, there) = MemoryConnection::pair(&network, (me, peer), protocol, &path);
             incoming.send(there).await.map_err(|_| TransportError::NoAddress(peer))?;
             path.arrive(network.schedule(peer, me, 1200)).await?;
             Ok(here as Arc<dyn Connection>)
@@ -268,6 +272,7 @@ struct MemoryConnection {
     network: Network,
     me: EndpointId,
     peer: EndpointId,
+    protocol: Protocol,
     path: Path,
     outgoing: mpsc::Sender<Halves>,
     incoming: tokio::sync::Mutex<mpsc::Receiver<Halves>>,
@@ -282,12 +287,18 @@ struct Halves {
 }
 
 impl MemoryConnection {
-    fn pair(network: &Network, me: EndpointId, peer: EndpointId, path: &Path) -> (Arc<Self>, Arc<Self>) {
+    fn pair(
+        network: &Network,
+        (me, peer): (EndpointId, EndpointId),
+        protocol: Protocol,
+        path: &Path,
+    ) -> (Arc<Self>, Arc<Self>) {
         let (to_there, from_here) = mpsc::channel(BACKLOG);
         let (to_here, from_there) = mpsc::channel(BACKLOG);
         let end = |me, peer, outgoing, incoming| {
             let (network, path) = (network.clone(), path.clone());
-            Arc::new(Self { network, me, peer, path, outgoing, incoming: tokio::sync::Mutex::new(incoming) })
+            let incoming = tokio::sync::Mutex::new(incoming);
+            Arc::new(Self { network, me, peer, protocol, path, outgoing, incoming })
         };
         (end(me, peer, to_there, from_there), end(peer, me, to_here, from_here))
     }
@@ -303,6 +314,10 @@ impl MemoryConnection {
 impl Connection for MemoryConnection {
     fn peer(&self) -> EndpointId {
         self.peer
+    }
+
+    fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     fn open(&self) -> BoxFuture<'_, Result<Stream, TransportError>> {

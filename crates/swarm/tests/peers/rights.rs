@@ -7,8 +7,8 @@ use bucket::{SignedCertificate, Signer};
 use bytes::Bytes;
 use store::{ChunkSource, Domain, Domains, MemoryStore, Urgency};
 use swarm::message::{Place, Request, Status};
-use swarm::transport::Transport;
 use swarm::transport::iroh::IrohTransport;
+use swarm::transport::{Protocol, Transport};
 use types::{EndpointId, SnapshotId};
 
 use crate::world::{Node, Shelves, TestDisk, To, World, indexer, secret, within};
@@ -17,7 +17,7 @@ use crate::world::{Node, Shelves, TestDisk, To, World, indexer, secret, within};
 pub(crate) async fn raw(world: &Arc<World>, provider: &Node, request: &Request) -> Bytes {
     let library = Shelves::new(world);
     let transport = IrohTransport::bind(&secret(), &["127.0.0.1:0".parse().unwrap()], library).await.unwrap();
-    let connection = transport.connect(provider.swarm.endpoint()).await.unwrap();
+    let connection = transport.connect(provider.swarm.endpoint(), Protocol::Chunks).await.unwrap();
     for first in [Request::Hello { lazy: true, certificates: Vec::new() }, request.clone()] {
         let (mut send, mut receive) = connection.open().await.unwrap();
         send.send(first.encode().into()).await.unwrap();
@@ -158,13 +158,13 @@ async fn garbage_is_refused_and_harms_nobody() {
     let transport = IrohTransport::bind(&secret(), &["127.0.0.1:0".parse().unwrap()], library).await.unwrap();
     within(async {
         // Instead of a hello: the connection ends.
-        let connection = transport.connect(publisher.swarm.endpoint()).await.unwrap();
+        let connection = transport.connect(publisher.swarm.endpoint(), Protocol::Chunks).await.unwrap();
         let (mut send, mut receive) = connection.open().await.unwrap();
         send.send(Bytes::from_static(b"GET / HTTP/1.1\r\n\r\n")).await.unwrap();
         send.finish();
         assert!(receive.receive_all(100).await.is_err());
         // After one: an answer.
-        let connection = transport.connect(publisher.swarm.endpoint()).await.unwrap();
+        let connection = transport.connect(publisher.swarm.endpoint(), Protocol::Chunks).await.unwrap();
         for (bytes, status) in [
             (Request::Hello { lazy: false, certificates: vec![vec![1, 2, 3].into()] }.encode(), Status::Ok),
             (vec![0xff; 1000], Status::Malformed),

@@ -11,6 +11,7 @@ pub mod mutate;
 mod definitions;
 mod images;
 mod journal;
+mod members;
 mod names;
 mod nbd_client;
 mod nbd_server;
@@ -31,7 +32,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 27] = [
+pub const TARGETS: [Target; 30] = [
     Target { name: "chunk", run: objects::chunk, seeds: objects::chunk_seeds },
     Target { name: "node", run: objects::node, seeds: objects::node_seeds },
     Target { name: "manifest", run: objects::manifest, seeds: objects::manifest_seeds },
@@ -55,6 +56,9 @@ pub const TARGETS: [Target; 27] = [
     Target { name: "nbd_reply", run: nbd_client::reply, seeds: nbd_client::reply_seeds },
     Target { name: "swarm_request", run: peers::request, seeds: peers::request_seeds },
     Target { name: "swarm_reply", run: peers::reply, seeds: peers::reply_seeds },
+    Target { name: "cluster_request", run: members::request, seeds: members::request_seeds },
+    Target { name: "cluster_reply", run: members::reply, seeds: members::reply_seeds },
+    Target { name: "cluster_frames", run: members::frames, seeds: members::frames_seeds },
     Target { name: "image", run: images::image, seeds: images::image_seeds },
     Target { name: "definition", run: definitions::definition, seeds: definitions::definition_seeds },
     Target { name: "name", run: names::name, seeds: names::name_seeds },

@@ -14,6 +14,9 @@ pub trait Exports: Send + Sync + Debug {
     /// The names that may be told to clients.
     fn list(&self) -> Vec<String>;
 
+    /// Says that nobody waits for answers any more, so that requests that could wait for very long end.
+    fn abandon(&self) {}
+
     /// The name that connections are counted and closed under; differs where one device answers to several names.
     fn resolve<'a>(&'a self, name: &'a str) -> &'a str {
         name
@@ -42,6 +45,10 @@ impl Exports for SingleExport {
 
     fn list(&self) -> Vec<String> {
         vec![self.name.clone()]
+    }
+
+    fn abandon(&self) {
+        self.device.abandon();
     }
 
     fn resolve<'a>(&'a self, name: &'a str) -> &'a str {

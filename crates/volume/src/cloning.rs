@@ -58,6 +58,6 @@ impl Volumes {
             }
             under.size_bytes = wanted_bytes;
         }
-        self.add(&changing, name, &under)
+        self.add(&changing, name, &under, Vec::new())
     }
 }

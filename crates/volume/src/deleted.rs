@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, MutexGuard};
 
+use store::RootChange;
 use types::{Name, SECTOR_BYTES, VolumeId};
 
 use crate::difference::DiskState;
@@ -13,7 +14,7 @@ use crate::error::VolumeError;
 use crate::history::layers_of;
 use crate::records::{self, DeletedRecord};
 use crate::stack::Stack;
-use crate::volume::{Volume, VolumeStatus};
+use crate::volume::{Volume, VolumeStatus, Writer};
 use crate::volumes::{Owner, Volumes};
 
 /// A volume that was removed, or what one was before it was reverted.
@@ -84,21 +85,33 @@ impl Volumes {
     /// # Errors
     /// A volume that is not there, a journal that cannot be made durable, or a store that fails; then nothing changed.
     pub fn delete(&self, name: &Name, now_ms: u64, note: &str) -> Result<Deleted, VolumeError> {
-        let _changing = self.changes.lock();
+        let changing = self.changes.lock();
         let volume = self.get(name).ok_or_else(|| VolumeError::NotFound(name.clone()))?;
-        let record = DeletedRecord { at_ms: now_ms, note: note.to_owned() };
-        let mut writer = volume.writer.lock();
+        let writer = volume.writer.lock();
+        self.delete_held(&changing, &volume, writer, DeletedRecord { at_ms: now_ms, note: note.to_owned() }, Vec::new())
+    }
+
+    /// Deletes a volume whose writer is held, and makes other changes in the same step.
+    pub(crate) fn delete_held(
+        &self,
+        _: &MutexGuard<'_, ()>,
+        volume: &Arc<Volume>,
+        mut writer: MutexGuard<'_, Writer>,
+        record: DeletedRecord,
+        further: Vec<RootChange>,
+    ) -> Result<Deleted, VolumeError> {
         // What is taken back later is all that was acknowledged, whatever happens until then.
         writer.open.journal.sync()?;
-        let change = volume.record_as(&volume.cell.stack(), Some(record.clone()));
-        self.context.store.roots().apply(vec![change])?;
+        let mut changes = further;
+        changes.push(volume.record_as(&volume.cell.stack(), Some(record.clone())));
+        self.context.store.roots().apply(changes)?;
         writer.closed = true;
         drop(writer);
         volume.mark_deleted(record.clone());
         let mut registry = self.registry.write();
-        registry.volumes.remove(name);
+        registry.volumes.remove(volume.name());
         registry.deleted.insert(volume.id(), volume.clone());
-        Ok(Deleted { volume, record })
+        Ok(Deleted { volume: volume.clone(), record })
     }
 
     /// The deleted volumes that can be taken back, the oldest deletion first.

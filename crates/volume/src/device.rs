@@ -45,6 +45,9 @@ pub enum DeviceError {
         #[source]
         source: std::io::Error,
     },
+    /// The disk is at another node, which could not do it; its log says why.
+    #[error("the node that has the disk could not do it")]
+    Home,
     /// The disk was closed, removed, or is shutting down.
     #[error("the disk is closed")]
     Closed,
@@ -159,6 +162,9 @@ pub trait BlockDevice: Send + Sync + Debug {
     /// # Errors
     /// See [`DeviceError`].
     fn extents(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, DeviceError>;
+
+    /// Says that nobody waits for answers any more: what could wait for very long fails with [`DeviceError::Closed`].
+    fn abandon(&self) {}
 
     /// Finds the file of the store in which the whole chunk at an offset lies as it is, so that others can share its room.
     /// `None` where it does not, where something was written over it, or where it is not here.

@@ -14,6 +14,7 @@ mod difference;
 mod error;
 mod extent_map;
 mod frozen;
+mod giving;
 mod history;
 mod in_file;
 mod inspect;

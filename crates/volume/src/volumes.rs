@@ -234,19 +234,21 @@ impl Volumes {
         self.clone_disk(name, CloneOf::Frozen(frozen), None)
     }
 
-    /// Makes a volume over a disk, under a name that is free.
+    /// Makes a volume over a disk, under a name that is free, and other changes in the same step.
     pub(crate) fn add(
         &self,
         changing: &MutexGuard<'_, ()>,
         name: &Name,
         under: &Stack,
+        further: Vec<RootChange>,
     ) -> Result<Arc<Volume>, VolumeError> {
         if !is_disk_size(under.size_bytes) {
             return Err(VolumeError::Size(under.size_bytes));
         }
         // What could not be recovered must not be made.
         under.record().check(name.as_str())?;
-        let (open, changes) = self.begin_journal(Secret(random()?))?;
+        let (open, mut changes) = self.begin_journal(Secret(random()?))?;
+        changes.extend(further);
         self.add_over(changing, name, under, (open, 1), changes)
     }
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 /// The house from the top down: a crate may use those after it.
 const HOUSE: [&str; 14] = [
-    "cli", "ganeti", "node", "indexer", "export", "swarm", "capture", "replica", "volume", "store", "bucket", "format",
+    "cli", "ganeti", "node", "cluster", "indexer", "export", "swarm", "capture", "volume", "store", "bucket", "format",
     "medium", "types",
 ];
 
@@ -20,13 +20,9 @@ const SHARED: [&str; 2] = ["testkit", "xtask"];
 
 /// Crates that do not know each other although the order would allow it: the user, the used, and why.
 const STRANGERS: [(&str, &[&str], &str); 5] = [
-    ("swarm", &["volume", "capture", "replica"], "both see only `store::ChunkSource`"),
+    ("swarm", &["volume", "capture"], "both see only `store::ChunkSource`"),
     ("export", &["swarm"], "a block device does not know where its bytes come from"),
-    (
-        "indexer",
-        &["export", "swarm", "capture", "replica", "volume", "store"],
-        "an Indexer never holds or sees disk data",
-    ),
+    ("indexer", &["export", "swarm", "capture", "volume", "store"], "an Indexer never holds or sees disk data"),
     ("volume", &["bucket"], "a disk does not know who may read it"),
     ("store", &["bucket"], "a store does not know who may read it"),
 ];
@@ -42,7 +38,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     (
         "tokio",
         &[
-            "cli", "ganeti", "node", "indexer", "export", "swarm", "capture", "replica", "volume", "testkit", "e2e",
+            "cli", "ganeti", "node", "cluster", "indexer", "export", "swarm", "capture", "volume", "testkit", "e2e",
             "bench",
         ],
     ),

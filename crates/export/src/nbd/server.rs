@@ -301,6 +301,9 @@ impl NbdServer {
             connections = self.shared.changed.wait_timeout(connections, left).unwrap_or_else(PoisonError::into_inner).0;
         }
         connections.values().for_each(|entry| entry.link.close());
+        if !connections.is_empty() {
+            self.shared.exports.abandon();
+        }
         while !connections.is_empty() {
             connections = self.shared.changed.wait(connections).unwrap_or_else(PoisonError::into_inner);
         }

@@ -1,0 +1,250 @@
+//! What members ask of each other: one request on a stream of its own, and one reply to it.
+//!
+//! Both are deterministic CBOR behind their length (32 bits, little-endian). After the reply to [`Request::Device`] the stream
+//! goes on with the frames of [`crate::RequestFrame`]; all other streams end there.
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+use format::{CanonicalError, from_canonical, to_canonical};
+use minicbor::bytes::ByteVec;
+use minicbor::{Decode, Encode};
+use swarm::transport::{ReceiveStream, SendStream, TransportError};
+use types::{EndpointId, Name, NodeId, SnapshotId};
+
+/// The longest request or reply, in bytes: a request to the API with its path.
+pub const MAX_MESSAGE_BYTES: usize = (1 << 20) + (64 << 10);
+
+/// The bytes before a message that say its length.
+const LENGTH_BYTES: usize = 4;
+
+/// What a member asks.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Request {
+    /// Whether a volume is here. Answered by [`Reply::Here`], [`Reply::Elsewhere`] or [`Reply::Absent`].
+    #[n(0)]
+    Find {
+        /// Its name.
+        #[n(0)]
+        volume: Name,
+    },
+    /// To use a volume on the rest of the stream. Answered by [`Reply::Opened`].
+    #[n(1)]
+    Device {
+        /// Its name.
+        #[n(0)]
+        volume: Name,
+    },
+    /// To make a snapshot of what a volume is now, which the asker may fetch. Answered by [`Reply::Offered`].
+    #[n(2)]
+    Offer {
+        /// Its name.
+        #[n(0)]
+        volume: Name,
+    },
+    /// To make the asker the home of a volume. Answered by [`Reply::Given`]: by the same one, as often as it is asked.
+    #[n(3)]
+    Give {
+        /// Its name.
+        #[n(0)]
+        volume: Name,
+    },
+    /// Says that everything of a volume that was given has come. Answered by [`Reply::Settled`].
+    #[n(4)]
+    Settle {
+        /// Its name.
+        #[n(0)]
+        volume: Name,
+        /// The epoch in which it was given.
+        #[n(1)]
+        epoch: u64,
+    },
+    /// A request to the node's API, for a volume that is here. Answered by [`Reply::Answered`].
+    #[n(5)]
+    Forward {
+        /// The method of HTTP.
+        #[n(0)]
+        method: String,
+        /// The path, with its query.
+        #[n(1)]
+        path: String,
+        /// The body.
+        #[n(2)]
+        body: ByteVec,
+    },
+}
+
+/// What a member answers.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Reply {
+    /// It cannot be done.
+    #[n(0)]
+    Refused(#[n(0)] Refusal),
+    /// The volume is here.
+    #[n(1)]
+    Here {
+        /// Its size, in bytes.
+        #[n(0)]
+        size_bytes: u64,
+        /// How often it was given since it was made.
+        #[n(1)]
+        epoch: u64,
+    },
+    /// The volume was here, and was given.
+    #[n(2)]
+    Elsewhere {
+        /// To whom.
+        #[n(0)]
+        home: EndpointId,
+        /// In which epoch.
+        #[n(1)]
+        epoch: u64,
+    },
+    /// Nothing is known of the volume.
+    #[n(3)]
+    Absent,
+    /// The volume can be used on this stream.
+    #[n(4)]
+    Opened {
+        /// Its size, in bytes.
+        #[n(0)]
+        size_bytes: u64,
+        /// How often it was given since it was made. Whoever gives it makes everything durable that was acknowledged.
+        #[n(1)]
+        epoch: u64,
+        /// What the machine is called for as long as it has power: what it acknowledged under another name and was not made
+        /// durable is lost.
+        #[n(2)]
+        boot: String,
+    },
+    /// The snapshot was made.
+    #[n(5)]
+    Offered(#[n(0)] Offered),
+    /// The asker is the volume's home.
+    #[n(6)]
+    Given(#[n(0)] Given),
+    /// It is noted.
+    #[n(7)]
+    Settled,
+    /// What the API answered.
+    #[n(8)]
+    Answered {
+        /// The status of HTTP.
+        #[n(0)]
+        status: u16,
+        /// The body.
+        #[n(1)]
+        body: ByteVec,
+    },
+}
+
+/// A snapshot for one member.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Offered {
+    /// Its id.
+    #[n(0)]
+    pub snapshot: SnapshotId,
+    /// The disk's size, in bytes.
+    #[n(1)]
+    pub size_bytes: u64,
+    /// The root of the disk's tree; none where it is a hole.
+    #[n(2)]
+    pub root: Option<NodeId>,
+    /// Whether some of it came from other owners, so that it stays apart from the member's own data.
+    #[n(3)]
+    pub foreign: bool,
+}
+
+/// A volume that changes its home.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Given {
+    /// What it is.
+    #[n(0)]
+    pub content: Offered,
+    /// The epoch that begins.
+    #[n(1)]
+    pub epoch: u64,
+    /// The published disk that it was cloned from.
+    #[n(2)]
+    pub origin: Option<Place>,
+    /// Its labels.
+    #[n(3)]
+    pub labels: BTreeMap<Name, String>,
+}
+
+/// A disk of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Place {
+    /// The snapshot.
+    #[n(0)]
+    pub snapshot: SnapshotId,
+    /// The disk's number.
+    #[n(1)]
+    pub disk: u32,
+}
+
+/// Why something cannot be done, as the API says it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The kind of error, in the API's word.
+    #[n(0)]
+    pub code: String,
+    /// What went wrong.
+    #[n(1)]
+    pub message: String,
+    /// What to do about it.
+    #[n(2)]
+    pub hint: Option<String>,
+}
+
+/// A message could not be exchanged.
+#[derive(Debug, thiserror::Error)]
+pub enum MessageError {
+    /// The other end is not there any more.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// It sent what is no message.
+    #[error("the member sent what is no message")]
+    Malformed(#[from] CanonicalError),
+}
+
+/// Encodes a message with its length.
+pub(crate) fn encode<M: Encode<()>>(message: &M) -> Bytes {
+    let body = to_canonical(message);
+    let length = u32::try_from(body.len()).expect("a message is short");
+    let mut bytes = BytesMut::with_capacity(LENGTH_BYTES + body.len());
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(&body);
+    bytes.freeze()
+}
+
+/// Sends a message.
+pub(crate) async fn send<M: Encode<()>>(stream: &mut dyn SendStream, message: &M) -> Result<(), TransportError> {
+    stream.send(encode(message)).await
+}
+
+/// Receives a message; the stream's end before the first of its bytes is an error, too.
+pub(crate) async fn receive<M>(stream: &mut dyn ReceiveStream) -> Result<M, MessageError>
+where
+    M: Encode<()> + for<'b> Decode<'b, ()>,
+{
+    let bytes = stream.receive(LENGTH_BYTES).await?.ok_or(TransportError::Framing)?;
+    let length = bytes.first_chunk().map_or(0, |length| u32::from_le_bytes(*length) as usize);
+    if length > MAX_MESSAGE_BYTES {
+        return Err(CanonicalError::TooLong { length, limit: MAX_MESSAGE_BYTES }.into());
+    }
+    let body = stream.receive(length).await?.ok_or(TransportError::Framing)?;
+    Ok(decode(&body)?)
+}
+
+/// Decodes a request or a reply without its length.
+///
+/// # Errors
+/// Bytes that are not the one encoding of a message.
+pub fn decode<M>(body: &[u8]) -> Result<M, CanonicalError>
+where
+    M: Encode<()> + for<'b> Decode<'b, ()>,
+{
+    from_canonical(body, MAX_MESSAGE_BYTES)
+}

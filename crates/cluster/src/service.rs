@@ -1,0 +1,285 @@
+//! The serving side: what members ask of this node, and the volumes that they use here.
+//!
+//! Invariant: of one member's sessions with a volume only the latest is served, and it begins when the earlier one has nothing in hand
+//! any more. Else a write that was sent again could be followed by its older self.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::future::BoxFuture;
+use swarm::transport::{Connection, ReceiveStream, SendStream, Stream, TransportError};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio_util::sync::CancellationToken;
+use types::{EndpointId, Name};
+use volume::{BlockDevice, DeviceError, Readiness};
+
+use crate::frame::{FrameError, Operation, Outcome, REQUEST_BYTES, ReplyFrame, RequestFrame};
+use crate::message::{self, MessageError, Refusal, Reply, Request};
+
+/// How many requests of one session are under way at most.
+const OPERATIONS: usize = 64;
+
+/// How many streams of one connection are served at most: those of volumes stay open.
+const STREAMS: usize = 200;
+
+/// How many replies wait to be sent.
+const REPLIES: usize = 256;
+
+/// How much is put together for one send, in bytes.
+const SEND_BYTES: usize = 256 << 10;
+
+/// The unit in which data in memory are counted, and how many of them one session may hold.
+const UNIT_BYTES: u64 = 64 << 10;
+const UNITS: u32 = 1024;
+
+/// What members may ask for.
+pub trait Home: Send + Sync + Debug {
+    /// The device of a volume that is here, and its epoch. Called on a thread that may wait.
+    ///
+    /// # Errors
+    /// Why not.
+    fn open(&self, volume: &Name) -> Result<(Arc<dyn BlockDevice>, u64), Refusal>;
+
+    /// What the machine is called for as long as it has power.
+    fn boot(&self) -> String;
+
+    /// Answers everything but [`Request::Device`].
+    fn answer(&self, member: EndpointId, request: Request) -> BoxFuture<'static, Result<Reply, Refusal>>;
+}
+
+/// The latest session of a member with a volume.
+#[derive(Debug, Default)]
+struct Turn {
+    latest: CancellationToken,
+    /// Held while a session is served.
+    serving: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// Serves members.
+#[derive(Debug)]
+pub struct Service {
+    home: Arc<dyn Home>,
+    turns: Mutex<BTreeMap<(EndpointId, Name), Turn>>,
+}
+
+/// Why a stream has ended early.
+#[derive(Debug, thiserror::Error)]
+enum ServiceError {
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    #[error(transparent)]
+    Message(#[from] MessageError),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("a later session has begun")]
+    Superseded,
+}
+
+impl Service {
+    /// Serves what is at a home.
+    #[must_use]
+    pub fn new(home: Arc<dyn Home>) -> Arc<Self> {
+        Arc::new(Self { home, turns: Mutex::default() })
+    }
+
+    /// Serves a member's connection until it ends.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends it; what is under way is finished and not answered.
+    pub async fn serve(self: &Arc<Self>, connection: Arc<dyn Connection>) {
+        let member = connection.peer();
+        let mut streams = JoinSet::new();
+        while let Ok(stream) = connection.accept().await {
+            while streams.try_join_next().is_some() {}
+            if streams.len() >= STREAMS {
+                tracing::warn!(%member, "a member asks for too much at once");
+                continue;
+            }
+            let service = Arc::clone(self);
+            streams.spawn(async move {
+                if let Err(error) = service.stream(member, stream).await {
+                    tracing::debug!(%member, %error, "a member's stream has ended");
+                }
+            });
+        }
+        connection.close();
+        while streams.join_next().await.is_some() {}
+    }
+
+    async fn stream(&self, member: EndpointId, (mut send, mut receive): Stream) -> Result<(), ServiceError> {
+        match message::receive::<Request>(&mut *receive).await? {
+            Request::Device { volume } => self.device(member, volume, send, receive).await,
+            request => {
+                let reply = self.home.answer(member, request).await.unwrap_or_else(Reply::Refused);
+                message::send(&mut *send, &reply).await?;
+                send.finish();
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes the turn of a member with a volume: the session before ends.
+    fn take_turn(&self, member: EndpointId, volume: &Name) -> (CancellationToken, Arc<tokio::sync::Mutex<()>>) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = turns.entry((member, volume.clone())).or_default();
+        let mine = CancellationToken::new();
+        std::mem::replace(&mut turn.latest, mine.clone()).cancel();
+        (mine, Arc::clone(&turn.serving))
+    }
+
+    fn give_turn_back(&self, member: EndpointId, volume: Name) {
+        let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever waits for it or has it holds a second reference.
+        if let Some(turn) = turns.get(&(member, volume.clone()))
+            && Arc::strong_count(&turn.serving) == 1
+        {
+            turns.remove(&(member, volume));
+        }
+    }
+
+    async fn device(
+        &self,
+        member: EndpointId,
+        volume: Name,
+        mut send: Box<dyn SendStream>,
+        receive: Box<dyn ReceiveStream>,
+    ) -> Result<(), ServiceError> {
+        let (mine, serving) = self.take_turn(member, &volume);
+        let turn = serving.lock_owned().await;
+        let served = async {
+            if mine.is_cancelled() {
+                return Err(ServiceError::Superseded);
+            }
+            let (home, name) = (Arc::clone(&self.home), volume.clone());
+            let opened = spawn_blocking(move || home.open(&name)).await;
+            let (device, epoch) = match opened.map_err(|_| TransportError::Closed)? {
+                Ok(opened) => opened,
+                Err(refusal) => {
+                    message::send(&mut *send, &Reply::Refused(refusal)).await?;
+                    send.finish();
+                    return Ok(());
+                }
+            };
+            let opened = Reply::Opened { size_bytes: device.size_bytes(), epoch, boot: self.home.boot() };
+            message::send(&mut *send, &opened).await?;
+            session(device, send, receive, &mine).await
+        };
+        let outcome = served.await;
+        drop(turn);
+        self.give_turn_back(member, volume);
+        outcome
+    }
+}
+
+/// A reply with its data.
+type Answer = (ReplyFrame, Bytes);
+
+/// Serves a session until it ends, and everything that it has begun.
+async fn session(
+    device: Arc<dyn BlockDevice>,
+    send: Box<dyn SendStream>,
+    mut receive: Box<dyn ReceiveStream>,
+    mine: &CancellationToken,
+) -> Result<(), ServiceError> {
+    let (answers, answered) = mpsc::channel(REPLIES);
+    let (mut reads, mut changes) = (JoinSet::new(), JoinSet::new());
+    let sending = tokio::spawn(send_answers(send, answered));
+    let (places, units) = (Arc::new(Semaphore::new(OPERATIONS)), Arc::new(Semaphore::new(UNITS as usize)));
+    let receiving = async {
+        loop {
+            let Some(head) = receive.receive(REQUEST_BYTES).await? else { return Ok(()) };
+            let frame = RequestFrame::decode(&head)?;
+            let carried = if matches!(frame.operation, Operation::Read | Operation::Write) { frame.length } else { 0 };
+            let wanted = u32::try_from(carried.div_ceil(UNIT_BYTES)).unwrap_or(UNITS).min(UNITS);
+            let closed = |_| TransportError::Closed;
+            let unit = Arc::clone(&units).acquire_many_owned(wanted).await.map_err(closed)?;
+            let place = Arc::clone(&places).acquire_owned().await.map_err(closed)?;
+            let data = match frame.payload_bytes() {
+                0 => Bytes::new(),
+                length => receive.receive(length).await?.ok_or(TransportError::Framing)?,
+            };
+            let under_way = if frame.operation == Operation::Read { &mut reads } else { &mut changes };
+            while under_way.try_join_next().is_some() {}
+            let (device, answers) = (Arc::clone(&device), answers.clone());
+            under_way.spawn(async move {
+                let answer = perform(device, frame, data).await;
+                // Whoever asked may be gone.
+                let _ = answers.send(answer).await;
+                drop((unit, place));
+            });
+        }
+    };
+    let outcome = tokio::select! {
+        outcome = receiving => outcome,
+        () = mine.cancelled() => Err(ServiceError::Superseded),
+    };
+    drop(answers);
+    sending.abort();
+    // Reads may wait for as long as it takes, and are given up; changes are finished before anyone else may make one.
+    reads.abort_all();
+    while changes.join_next().await.is_some() {}
+    outcome
+}
+
+async fn perform(device: Arc<dyn BlockDevice>, frame: RequestFrame, data: Bytes) -> Answer {
+    let outcome = match frame.operation {
+        Operation::Read => read(&device, frame).await,
+        _ => spawn_blocking(move || change(&*device, frame, &data)).await.unwrap_or(Err(DeviceError::Closed)),
+    };
+    match outcome {
+        Ok(data) => (ReplyFrame { id: frame.id, length: data.len() as u64, outcome: Outcome::Done }, data),
+        Err(error) => {
+            let outcome = Outcome::of(&error);
+            if outcome == Outcome::Failed {
+                tracing::error!(%error, ?frame, "a member's request has failed");
+            }
+            (ReplyFrame { id: frame.id, length: 0, outcome }, Bytes::new())
+        }
+    }
+}
+
+async fn read(device: &Arc<dyn BlockDevice>, frame: RequestFrame) -> Result<Bytes, DeviceError> {
+    let length = usize::try_from(frame.length).map_err(|_| DeviceError::Closed)?;
+    let trying = Arc::clone(device);
+    let tried = spawn_blocking(move || {
+        let mut buffer = BytesMut::zeroed(length);
+        trying.try_read(frame.offset, &mut buffer).map(|readiness| (readiness, buffer))
+    });
+    match tried.await.unwrap_or(Err(DeviceError::Closed))? {
+        (Readiness::Ready, buffer) => Ok(buffer.freeze()),
+        (Readiness::Wait, _) => device.read(frame.offset, length).await,
+    }
+}
+
+fn change(device: &dyn BlockDevice, frame: RequestFrame, data: &[u8]) -> Result<Bytes, DeviceError> {
+    let RequestFrame { offset, length, durability, .. } = frame;
+    match frame.operation {
+        Operation::Write => device.write(offset, data, durability),
+        Operation::Zero => device.write_zeroes(offset, length, durability),
+        Operation::Discard => device.discard(offset, length, durability),
+        Operation::Flush | Operation::Read => device.flush(),
+    }
+    .map(|()| Bytes::new())
+}
+
+/// Sends replies, several in one go where they are short.
+async fn send_answers(
+    mut send: Box<dyn SendStream>,
+    mut answers: mpsc::Receiver<Answer>,
+) -> Result<(), TransportError> {
+    let mut together = BytesMut::new();
+    while let Some(answer) = answers.recv().await {
+        let mut next = Some(answer);
+        while let Some((frame, data)) = next {
+            together.extend_from_slice(&frame.encode());
+            together.extend_from_slice(&data);
+            next = if together.len() < SEND_BYTES { answers.try_recv().ok() } else { None };
+        }
+        send.send(together.split().freeze()).await?;
+    }
+    send.finish();
+    Ok(())
+}

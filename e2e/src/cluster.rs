@@ -133,6 +133,11 @@ impl Address {
     fn ip(self) -> String {
         format!("10.77.{}.{}", self.cluster, 10 + self.number)
     }
+
+    /// Where the node's brant is reached by others.
+    fn brant(self) -> String {
+        format!("{}:4701", self.ip())
+    }
 }
 
 /// A Ganeti cluster. What Ganeti is told, its first node is told, which is the master.
@@ -152,7 +157,7 @@ impl Deref for Cluster {
 
 impl Cluster {
     /// Brings up the cluster of a number, from 1, with nodes `nodeN.clusterM.test`, for guests that run a kernel. At each
-    /// node there is a brant node with the provider, and the operating system `marked`.
+    /// node there is a brant node with the provider, a member of one cluster with the others, and the operating system `marked`.
     ///
     /// # Errors
     /// When something of it does not come up.
@@ -170,6 +175,7 @@ impl Cluster {
         for node in &cluster.nodes[1..] {
             cluster.gnt(&format!("gnt-node add --no-ssh-key-check {}", node.name()))?;
         }
+        cluster.know_each_other()?;
         cluster.await_online()?;
         Ok(cluster)
     }
@@ -190,6 +196,15 @@ impl Cluster {
              --backend-parameters=minmem=128,maxmem=128,vcpus=1 --ipolicy-bounds-specs={bounds} cluster{number}.test"
         ))
         .map(drop)
+    }
+
+    /// Makes the brant nodes members of one cluster.
+    fn know_each_other(&self) -> Result<()> {
+        let mut pairs = self.nodes.iter().enumerate().flat_map(|(place, node)| {
+            let others = self.nodes.iter().enumerate().filter(move |(other, _)| *other != place);
+            others.map(move |(_, other)| (node, other))
+        });
+        pairs.try_for_each(|(node, other)| node.add_member(other))
     }
 
     /// Logs every node's brant in at an Indexer with a token.

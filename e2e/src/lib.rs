@@ -6,6 +6,8 @@
 
 mod cluster;
 mod judges;
+mod load;
+pub mod members;
 mod pair;
 
 use std::path::{Path, PathBuf};
@@ -24,6 +26,8 @@ pub fn brant() -> PathBuf {
 
 pub use cluster::{Cluster, ClusterNode, Printed, Switch, can_run_ganeti_or_skip};
 pub use judges::Judges;
+pub use load::Load;
+pub use members::Members;
 pub use pair::{Pair, attach, connect, nothing_missing, read_disk, received, write_disk};
 
 /// Returns the kernel of the small guest, or says what is missing to run it and returns nothing.

@@ -4,14 +4,10 @@
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use capture::ForeignDisk as _;
-use e2e::{Pair, attach, connect, read_disk};
-use testkit::disk::Noise;
+use anyhow::{Context as _, Result, ensure};
+use e2e::{Load, Pair, attach, read_disk};
 use testkit::{Disk, Node, World, wait};
 use xtask::images::Kernel;
 use xtask::qemu::{self, Boot, Machine};
@@ -20,7 +16,6 @@ use xtask::tally::SKIP_MARK;
 
 const BOOT: Duration = Duration::from_mins(3);
 const MIB: usize = 1 << 20;
-const BLOCK: usize = 4096;
 
 fn boot(kernel: &Kernel, disk: qemu::Disk, orders: &str) -> Result<Machine> {
     Machine::start(&Boot {
@@ -102,61 +97,6 @@ fn qemu_takes(drive: &str) -> Result<bool> {
     let mut child = qemu.args(["-drive", drive]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
     child.stdin.take().context("a monitor")?.write_all(b"quit\n")?;
     Ok(child.wait()?.success())
-}
-
-/// A writer and reader of one block after the other, on a connection of its own, that never reconnects.
-#[derive(Debug)]
-struct Load {
-    stop: Arc<AtomicBool>,
-    done: Arc<AtomicU64>,
-    threads: Vec<std::thread::JoinHandle<Result<()>>>,
-}
-
-impl Load {
-    fn start(uri: &str, clients: u64) -> Self {
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let threads = (0..clients)
-            .map(|client| {
-                let (uri, stop, done) = (uri.to_owned(), Arc::clone(&stop), Arc::clone(&done));
-                std::thread::spawn(move || exercise(&uri, client, &stop, &done))
-            })
-            .collect();
-        Self { stop, done, threads }
-    }
-
-    /// Waits until further requests were answered.
-    fn goes_on(&self) -> Result<()> {
-        let wanted = self.done.load(Ordering::Relaxed) + 100;
-        wait::until("further requests are answered", || {
-            if self.threads.iter().any(std::thread::JoinHandle::is_finished) {
-                bail!("a request failed");
-            }
-            Ok((self.done.load(Ordering::Relaxed) >= wanted).then_some(()))
-        })
-    }
-
-    fn finish(self) -> Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        self.threads.into_iter().try_for_each(|thread| thread.join().expect("a client panicked"))
-    }
-}
-
-fn exercise(uri: &str, client: u64, stop: &AtomicBool, done: &AtomicU64) -> Result<()> {
-    let disk = connect(uri)?;
-    let mut noise = Noise::new(client);
-    let mut expected = vec![0; MIB];
-    let base = client * MIB as u64;
-    let mut found = vec![0; BLOCK];
-    while !stop.load(Ordering::Relaxed) {
-        let at = usize::try_from(noise.below((MIB / BLOCK) as u64))? * BLOCK;
-        disk.read_at(base + at as u64, &mut found)?;
-        ensure!(found == expected[at..at + BLOCK], "a block is not what was written");
-        noise.fill(&mut expected[at..at + BLOCK]);
-        disk.write_at(base + at as u64, &expected[at..at + BLOCK])?;
-        done.fetch_add(2, Ordering::Relaxed);
-    }
-    disk.flush()?;
-    Ok(())
 }
 
 fn loaded(world: &World) -> Result<(Node, Load)> {

@@ -6,8 +6,8 @@ use serde::de::DeserializeOwned;
 use types::ObjectPath;
 
 use crate::command::{
-    attach, bucket, clone, completion, fuse_front, ganeti, hydrate, import, indexer, login, materialize, node, publish,
-    revert, snapshot, status, store, subscribe, task, volume,
+    attach, bucket, clone, cluster, completion, fuse_front, ganeti, hydrate, import, indexer, login, materialize, node,
+    publish, revert, snapshot, status, store, subscribe, task, volume,
 };
 
 /// Volumes, images and snapshots, delivered from whoever has them to where they run
@@ -57,6 +57,7 @@ pub(crate) enum Command {
     Snapshot(snapshot::Arguments),
     Volume(volume::Arguments),
     Bucket(bucket::Arguments),
+    Cluster(cluster::Arguments),
     Task(task::Arguments),
     Status(status::Arguments),
     Login(login::Arguments),

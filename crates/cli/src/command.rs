@@ -3,6 +3,7 @@
 pub(crate) mod attach;
 pub(crate) mod bucket;
 pub(crate) mod clone;
+pub(crate) mod cluster;
 pub(crate) mod completion;
 mod difference;
 pub(crate) mod fuse_front;
@@ -59,6 +60,7 @@ async fn talk(context: &Context, command: Command) -> Outcome {
         Command::Unsubscribe(arguments) => subscribe::unsubscribe(context, arguments).await,
         Command::Snapshot(arguments) => snapshot::run(context, arguments).await,
         Command::Volume(arguments) => volume::run(context, arguments).await,
+        Command::Cluster(arguments) => cluster::run(context, arguments).await,
         Command::Bucket(arguments) => bucket::run(context, arguments).await,
         Command::Task(arguments) => task::run(context, arguments).await,
         Command::Status(_) => status::run(context).await,

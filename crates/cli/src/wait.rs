@@ -100,6 +100,7 @@ pub(crate) fn describe(task: &Task) -> String {
         TaskKind::Hydrate => "hydrate",
         TaskKind::Collect => "collect",
         TaskKind::Scrub => "scrub",
+        TaskKind::Take => "take",
     };
     format!("{verb} {}", task.subject)
 }
@@ -115,6 +116,7 @@ pub(crate) fn sentence(task: &Task) -> String {
         TaskKind::Seal => format!("sealed {}: {moved} stored ({took})", task.subject),
         TaskKind::Collect | TaskKind::Scrub => format!("{result} ({took})"),
         TaskKind::Hydrate => format!("hydrated {}: {moved} received ({took})", task.subject),
+        TaskKind::Take => format!("{result}: {moved} received ({took})"),
     }
 }
 
@@ -125,7 +127,7 @@ pub(crate) fn extent(task: &Task) -> String {
         TaskKind::Collect => format!("{} written anew", size(task.moved_bytes)),
         TaskKind::Scrub => format!("{} read", size(task.done_bytes)),
         TaskKind::Materialize => format!("{} written", size(task.moved_bytes)),
-        TaskKind::Hydrate => format!("{} received", size(task.moved_bytes)),
+        TaskKind::Hydrate | TaskKind::Take => format!("{} received", size(task.moved_bytes)),
     };
     if task.total_bytes == 0 {
         return format!("{}, {moved}", size(task.done_bytes));

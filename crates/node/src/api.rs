@@ -43,6 +43,7 @@
 
 mod attachment;
 mod bucket;
+mod cluster;
 mod difference;
 mod error;
 mod snapshot;
@@ -56,6 +57,7 @@ pub use bucket::{
     Bucket, BucketDetail, BucketObject, CreateBucketRequest, GrantRequest, LogEntry, Login, LoginRequest, Policy,
     Publication, PublishRequest, SubscribeRequest, Subscription,
 };
+pub use cluster::{AddMemberRequest, Cluster, Member};
 pub use difference::{DifferenceExtent, DifferenceKind, Differences};
 pub use error::{ApiError, ErrorCode};
 pub use snapshot::{

@@ -98,6 +98,11 @@ pub(crate) struct Prepared {
     suspended: Option<Suspended>,
 }
 
+/// The name of an attachment's record.
+pub(crate) fn record_name(target: &str) -> String {
+    format!("{PREFIX}{target}")
+}
+
 /// The attachments of a node, by target.
 #[derive(Debug)]
 pub(crate) struct Attachments {
@@ -158,6 +163,7 @@ impl Attachments {
             device: device.map(|device| device.path().display().to_string()),
             socket,
             export: target.to_owned(),
+            home: None,
             qemu_drive: qemu_drive(&running.listen, target, running.options.tls.is_some(), running.read_only),
             read_only: running.read_only,
             connections: running.server.as_ref().map_or(0, |server| server.connections(target)) as u64,
@@ -297,7 +303,7 @@ impl Node {
             return Err(ApiError::new(ErrorCode::Invalid, message).hint("leave out --listen and --tls-certificates"));
         }
         let (tls_certificates, plain_allowed) = place::tls_record(&request)?;
-        let (target, device) = self.device(&request.target, request.disk.as_deref()).await?;
+        let (target, device, remote) = self.attachable(&request.target, request.disk.as_deref(), None).await?;
         let mut record = AttachmentRecord {
             target: target.clone(),
             disk: request.disk,
@@ -306,6 +312,7 @@ impl Node {
             tls_certificates,
             plain_allowed,
             kernel: None,
+            remote,
         };
         let (node, insecure) = (Arc::clone(self), request.insecure_listen);
         blocking(move || {
@@ -323,7 +330,7 @@ impl Node {
             if let (true, Some(Listen::Tcp(address))) = (chosen, node.attachments.address(&target)) {
                 record.listen = Some(address.to_string());
             }
-            let written = record.write(&*node.store, format!("{PREFIX}{target}")).map_err(store_error);
+            let written = record.write(&*node.store, record_name(&target)).map_err(store_error);
             if written.is_err() {
                 node.attachments.remove_device(&target, true)?;
                 node.attachments.stop(&target);
@@ -333,6 +340,17 @@ impl Node {
             node.attachments.find(&target).ok_or_else(gone)
         })
         .await
+        .map(|attachment| self.with_home(attachment))
+    }
+
+    /// All attachments.
+    pub(crate) fn list_attachments(&self) -> Vec<Attachment> {
+        self.attachments.list().into_iter().map(|attachment| self.with_home(attachment)).collect()
+    }
+
+    /// An attachment, with the member where its volume is.
+    fn with_home(&self, attachment: Attachment) -> Attachment {
+        Attachment { home: self.home_name(&attachment.target), ..attachment }
     }
 
     /// Ends an attachment. One that is in use is only ended by force.
@@ -349,7 +367,7 @@ impl Node {
                 node.attachments.check_unused(&target)?;
             }
             node.attachments.remove_device(&target, force)?;
-            node.store.roots().apply(vec![(format!("{PREFIX}{target}"), None)]).map_err(store_error)?;
+            node.store.roots().apply(vec![(record_name(&target), None)]).map_err(store_error)?;
             node.attachments.stop(&target);
             Ok(())
         })
@@ -368,8 +386,9 @@ impl Node {
             .unwrap_or_default();
         let mut prepared = Vec::with_capacity(records.len());
         for (_, record) in records {
-            match self.device(&record.target, record.disk.as_deref()).await {
-                Ok((target, device)) => {
+            match self.attachable(&record.target, record.disk.as_deref(), record.remote).await {
+                Ok((target, device, remote)) => {
+                    let record = AttachmentRecord { remote, ..record };
                     let suspended = suspended.remove(&target);
                     prepared.push(Prepared { target, record, device, suspended });
                 }

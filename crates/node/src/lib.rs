@@ -9,6 +9,7 @@ mod attachments;
 mod buckets;
 mod catalog;
 pub mod client;
+mod cluster;
 mod collection;
 mod descriptors;
 mod domains;

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use types::{EndpointId, Reference, SnapshotId};
 
 use crate::buckets::{BucketState, Buckets};
+use crate::cluster::Moves;
 use crate::indexers::Indexers;
 use crate::version::Versions;
 
@@ -36,6 +37,7 @@ pub(crate) struct NodeLibrary {
     buckets: Arc<Buckets>,
     versions: Arc<Versions>,
     indexers: Arc<Indexers>,
+    moves: Arc<Moves>,
     providers: Arc<Remembered<SnapshotId, Vec<EndpointId>>>,
     addresses: Arc<Remembered<EndpointId, Vec<SocketAddr>>>,
     relatives: Remembered<SnapshotId, Arc<Vec<Relative>>>,
@@ -64,6 +66,7 @@ impl NodeLibrary {
         buckets: Arc<Buckets>,
         versions: Arc<Versions>,
         indexers: Arc<Indexers>,
+        moves: Arc<Moves>,
         moved: Arc<Notify>,
     ) -> Self {
         Self {
@@ -71,6 +74,7 @@ impl NodeLibrary {
             buckets,
             versions,
             indexers,
+            moves,
             providers: Arc::default(),
             addresses: Arc::default(),
             relatives: Mutex::default(),
@@ -137,6 +141,9 @@ struct Relative {
 
 impl Library for NodeLibrary {
     fn serve(&self, peer: &Peer, snapshot: &SnapshotId) -> Option<Served> {
+        if let Some(served) = self.moves.serve(peer.endpoint, *snapshot) {
+            return Some(served);
+        }
         let offering = self.buckets.offering(snapshot);
         let readable = offering.into_iter().find(|bucket| bucket.readable_by(peer.endpoint, &peer.accounts))?;
         let (domains, upstream) = self.domains_in(&readable, snapshot);
@@ -158,6 +165,9 @@ impl Library for NodeLibrary {
     }
 
     fn providers(&self, snapshot: SnapshotId) -> BoxFuture<'static, Vec<EndpointId>> {
+        if let Some(member) = self.moves.provider(snapshot) {
+            return Box::pin(async move { vec![member] });
+        }
         if let Some(known) = remembered(&self.providers, &snapshot) {
             return Box::pin(async move { known });
         }
@@ -192,6 +202,9 @@ impl Library for NodeLibrary {
     }
 
     fn resolve(&self, endpoint: EndpointId) -> BoxFuture<'static, Option<Vec<SocketAddr>>> {
+        if let Some(addresses) = self.moves.addresses(endpoint) {
+            return Box::pin(async move { Some(addresses) });
+        }
         if let Some(known) = remembered(&self.addresses, &endpoint) {
             return Box::pin(async move { Some(known) });
         }

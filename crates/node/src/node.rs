@@ -20,6 +20,7 @@ use crate::api::{ApiError, CollectionStatus, ScrubStatus, TaskKind};
 use crate::attachments::Attachments;
 use crate::buckets::Buckets;
 use crate::catalog::Catalog;
+use crate::cluster::{Cluster, Moves};
 use crate::descriptors::Tickets;
 use crate::domains::TrustDomains;
 use crate::handover::Taken;
@@ -84,6 +85,7 @@ pub(crate) struct Node {
     pub(crate) versions: Arc<Versions>,
     pub(crate) domains: Arc<TrustDomains>,
     pub(crate) indexers: Arc<Indexers>,
+    pub(crate) cluster: Cluster,
     pub(crate) catalog: Catalog,
     pub(crate) tasks: Tasks,
     pub(crate) attachments: Attachments,
@@ -127,11 +129,13 @@ impl Node {
         let versions = Arc::new(Versions::open(Arc::clone(&store))?);
         let indexers = Arc::new(Indexers::open(&directory.join("logins"), signer.clone())?);
         let moved = Arc::new(Notify::new());
+        let moves = Arc::new(Moves::default());
         let library = Arc::new(NodeLibrary::new(
             Arc::clone(&store),
             Arc::clone(&buckets),
             Arc::clone(&versions),
             Arc::clone(&indexers),
+            Arc::clone(&moves),
             Arc::clone(&moved),
         ));
         let mut swarm_options = SwarmOptions::new(*signer.seed());
@@ -143,6 +147,7 @@ impl Node {
                 (directory.clone(), Arc::clone(&store), Arc::clone(&swarm) as Arc<dyn ChunkSource>);
             tokio::task::spawn_blocking(move || Volumes::open(&path, store, source, VolumeOptions::default())).await??
         };
+        let cluster = Cluster::open(&*store, moves, &swarm)?;
         let labels = Labels::open(Arc::clone(&store), &volumes)?;
         let catalog = Catalog::open(&directory.join("catalog.sqlite")).await?;
         let tasks = Tasks::new(catalog.clone(), stopping.clone());
@@ -158,6 +163,7 @@ impl Node {
             versions,
             domains,
             indexers,
+            cluster,
             catalog,
             tasks,
             attachments,
@@ -190,13 +196,19 @@ impl Node {
             let pause_ms = crate::task::now_ms().saturating_sub(taken.began_ms);
             tracing::info!(pause_ms, "took over from the process before");
         }
+        self.join_cluster().await?;
+        let (taking, unfinished): (Vec<_>, Vec<_>) =
+            unfinished.into_iter().partition(|task| task.kind == TaskKind::Take);
+        self.resume_taking(taking).await?;
         for task in unfinished {
             match task.kind {
                 TaskKind::Hydrate => self.resume_hydration(task),
                 TaskKind::Collect => self.resume_collection(task),
                 TaskKind::Scrub => self.resume_scrub(task),
                 // A seal begins anew below, from the record of its version.
-                TaskKind::Import | TaskKind::Materialize | TaskKind::Seal => self.tasks.interrupted(task).await?,
+                TaskKind::Import | TaskKind::Materialize | TaskKind::Seal | TaskKind::Take => {
+                    self.tasks.interrupted(task).await?
+                }
             }
         }
         for (bucket, object, version) in self.versions.unsealed() {

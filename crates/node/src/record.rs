@@ -2,13 +2,15 @@
 //!
 //! They are records of the store, durable before anything is acknowledged. The catalog is derived from them. Their
 //! names: `bucket/ID`, `snapshot/BUCKET/OBJECT/VERSION`, `attachment/TARGET`, `domain/OWNER`,
-//! `labels/VOLUME`, `scrub/position`.
+//! `labels/VOLUME`, `scrub/position`; those of a cluster are in `cluster/records.rs`.
 
 use format::manifest::Machine;
 use format::{CanonicalError, from_canonical, to_canonical};
 use minicbor::{Decode, Encode};
 use store::{ChunkStore, Domain, Domains, Origin, RootChange, StoreError};
 use types::{BucketId, FrozenId, Name, NodeId, SnapshotId};
+
+use crate::cluster::RemoteRecord;
 
 const MAX_RECORD_BYTES: usize = 1 << 20;
 
@@ -31,6 +33,15 @@ pub(crate) trait Record: Encode<()> + for<'b> Decode<'b, ()> {
     /// Writes this record, durably.
     fn write(&self, store: &dyn ChunkStore, name: String) -> Result<(), StoreError> {
         store.roots().apply(vec![self.change(name)])
+    }
+
+    /// Reads a record by its name.
+    fn read(store: &dyn ChunkStore, name: String) -> Result<Option<Self>, RecordError> {
+        let Some(bytes) = store.roots().get(&name) else { return Ok(None) };
+        match from_canonical(&bytes, MAX_RECORD_BYTES) {
+            Ok(record) => Ok(Some(record)),
+            Err(source) => Err(RecordError { name, source }),
+        }
     }
 
     /// Reads all records under a prefix, by what follows it in their names.
@@ -162,6 +173,9 @@ pub(crate) struct AttachmentRecord {
     /// How it is a device of the kernel, if it is one.
     #[n(6)]
     pub(crate) kernel: Option<KernelRecord>,
+    /// That it is a volume of another member of the cluster.
+    #[n(7)]
+    pub(crate) remote: Option<RemoteRecord>,
 }
 
 /// How something is a device of the kernel.

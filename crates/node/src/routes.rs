@@ -2,6 +2,7 @@
 
 mod attachments;
 mod buckets;
+mod cluster;
 mod health;
 mod reply;
 mod snapshots;
@@ -42,6 +43,9 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         buckets::unsubscribe,
         buckets::logins,
         buckets::login,
+        cluster::show,
+        cluster::add,
+        cluster::remove,
         health::status,
         health::health,
         health::metrics,
@@ -67,6 +71,7 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         volumes::resize,
         volumes::revert,
         volumes::label,
+        volumes::take,
         volumes::protect,
         volumes::unprotect,
         volumes::list_deleted,
@@ -104,11 +109,15 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/subscriptions", get(buckets::subscriptions).post(buckets::subscribe))
         .route("/v1/subscriptions/{bucket}", axum::routing::delete(buckets::unsubscribe))
         .route("/v1/logins", get(buckets::logins).post(buckets::login))
+        .route("/v1/cluster", get(cluster::show))
+        .route("/v1/cluster/members", post(cluster::add))
+        .route("/v1/cluster/members/{member}", axum::routing::delete(cluster::remove))
         .route("/v1/volumes", get(volumes::list).post(volumes::create))
         .route("/v1/volumes/{volume}", get(volumes::show).delete(volumes::remove))
         .route("/v1/volumes/{volume}/resize", post(volumes::resize))
         .route("/v1/volumes/{volume}/revert", post(volumes::revert))
         .route("/v1/volumes/{volume}/labels", post(volumes::label))
+        .route("/v1/volumes/{volume}/take", post(volumes::take))
         .route("/v1/volumes/{volume}/protect", post(volumes::protect).delete(volumes::unprotect))
         .route("/v1/deleted-volumes", get(volumes::list_deleted))
         .route("/v1/deleted-volumes/{deleted}", axum::routing::delete(volumes::purge))
@@ -128,6 +137,7 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/tasks/{id}", get(tasks::show))
         .route("/v1/tasks/{id}/cancel", post(tasks::cancel))
         .fallback(reply::no_such_route)
+        .layer(axum::middleware::from_fn_with_state(Arc::clone(&node), crate::cluster::forward))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(node)
 }

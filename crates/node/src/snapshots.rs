@@ -196,6 +196,7 @@ impl Node {
             }
             return self.clone_moment(source, moment, request.volume).await;
         }
+        self.check_not_given(&request.volume).await?;
         let of = self.clone_of(&request).await?;
         let (node, name, size_bytes) = (Arc::clone(self), request.volume, request.size_bytes.map(|size| size.0));
         // In one go, as who asked may be gone before it is done.

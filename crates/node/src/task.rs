@@ -173,6 +173,13 @@ impl Tasks {
         Ok(tasks)
     }
 
+    /// The task of a kind that runs for a subject.
+    pub(crate) fn find_running(&self, kind: TaskKind, subject: &str) -> Option<Task> {
+        let running = self.lock();
+        let fits = |running: &&Running| running.task.kind == kind && running.task.subject == subject;
+        running.values().find(fits).map(Running::snapshot)
+    }
+
     /// Whether one of a kind runs.
     pub(crate) fn is_running(&self, kind: TaskKind) -> bool {
         self.lock().values().any(|running| running.task.kind == kind)

@@ -66,6 +66,7 @@ impl Node {
     pub(crate) async fn remove_volume(self: &Arc<Self>, name: &Name, now: bool) -> Result<api::Volume, ApiError> {
         let volume = self.find_volume(name)?;
         self.check_detached(name.as_str())?;
+        self.forget_arrival(name).await?;
         let shown = self.show_volume(&volume);
         let (node, name) = (Arc::clone(self), name.clone());
         blocking(move || match now {
@@ -125,6 +126,7 @@ impl Node {
     ) -> Result<api::Volume, ApiError> {
         let deleted = self.find_deleted(text)?;
         let name = name.unwrap_or_else(|| deleted.name().clone());
+        self.check_not_given(&name).await?;
         let node = Arc::clone(self);
         let restored = blocking(move || match node.volumes.restore(deleted.id(), &name) {
             Err(error @ volume::VolumeError::Exists(_)) => Err(ApiError::from_error(ErrorCode::Conflict, &error)

@@ -1,5 +1,6 @@
 //! A world of its own for a test: an Indexer and nodes, as real processes in a directory that goes with it.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -134,11 +135,19 @@ impl World {
     /// # Errors
     /// When it does not become ready.
     pub fn start_node_in(&self, name: &str, directory: &Path) -> Result<Node> {
+        self.start_node_at(name, directory, SocketAddr::from(([127, 0, 0, 1], 0)))
+    }
+
+    /// Starts a node in a directory, which its peers reach at an address.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_node_at(&self, name: &str, directory: &Path, bind: SocketAddr) -> Result<Node> {
         let mut command = Command::new(&self.brant);
-        command.args(["node", "serve", "--bind", "127.0.0.1:0", "--dir"]).arg(directory);
+        command.args(["node", "serve", "--bind", &bind.to_string(), "--dir"]).arg(directory);
         let log = self.path(&format!("{name}.log"));
         let service = Service::start(&format!("node {name}"), &mut command, "brant node ready:", &log)?;
-        Ok(Node { brant: self.brant.clone(), directory: directory.to_owned(), log, service })
+        Ok(Node { brant: self.brant.clone(), directory: directory.to_owned(), bind, log, service })
     }
 }
 
@@ -167,6 +176,7 @@ impl Indexer {
 pub struct Node {
     brant: PathBuf,
     directory: PathBuf,
+    bind: SocketAddr,
     log: PathBuf,
     /// The process.
     pub service: Service,
@@ -226,7 +236,7 @@ impl Node {
     /// When that is not ready in time; the node that was there goes on then.
     pub fn replace(&mut self, brant: &Path) -> Result<()> {
         let mut command = Command::new(brant);
-        command.args(["node", "serve", "--take-over", "--bind", "127.0.0.1:0", "--dir"]).arg(&self.directory);
+        command.args(["node", "serve", "--take-over", "--bind", &self.bind.to_string(), "--dir"]).arg(&self.directory);
         let successor = Service::start("the successor", &mut command, "brant node ready:", &self.log)?;
         std::mem::replace(&mut self.service, successor).ended()
     }

@@ -19,8 +19,9 @@ const COMMAND_LIMIT: Duration = Duration::from_mins(4);
 /// How long a guest may take to say something.
 const GUEST_LIMIT: Duration = Duration::from_mins(2);
 
-/// The brant node's directory, the same on every node, as each has a `/srv` of its own.
-const BRANT_DIRECTORY: &str = "/srv/brant";
+/// Where the brant node's directory is. Loop devices are the machine's, whatever namespaces it is divided into, and are told apart by the
+/// paths of their files: so the directories have names of their own.
+const BRANT_DIRECTORIES: &str = "/srv/brant";
 
 /// What a program printed, and whether it ended well.
 #[derive(Debug)]
@@ -82,8 +83,8 @@ impl ClusterNode {
     /// # Errors
     /// When it does not become ready.
     pub fn start_brant(&mut self) -> Result<()> {
-        let (program, bind) = (self.program.to_string_lossy().into_owned(), format!("{}:0", self.address.ip()));
-        let mut command = self.entered(&[&program, "node", "serve", "--bind", &bind, "--dir", BRANT_DIRECTORY]);
+        let (program, bind) = (self.program.to_string_lossy().into_owned(), self.address.brant());
+        let mut command = self.entered(&[&program, "node", "serve", "--bind", &bind, "--dir", &self.brant_directory()]);
         let log = self.directory.join("brant.log");
         self.brant = Some(Service::start("brant at a Ganeti node", &mut command, "brant node ready:", &log)?);
         Ok(())
@@ -100,9 +101,25 @@ impl ClusterNode {
         nsenter.kill()
     }
 
+    fn brant_directory(&self) -> String {
+        format!("{BRANT_DIRECTORIES}/{}", self.address.name())
+    }
+
     fn brant_command(&self, arguments: &[&str]) -> Vec<String> {
         let program = self.program.to_string_lossy();
-        [&[&*program], arguments, &["--node", BRANT_DIRECTORY]].concat().into_iter().map(str::to_owned).collect()
+        [&[&*program], arguments, &["--node", &self.brant_directory()]]
+            .concat()
+            .into_iter()
+            .map(str::to_owned)
+            .collect()
+    }
+
+    /// Makes the brant node of another node a member for this one.
+    pub(super) fn add_member(&self, other: &Self) -> Result<()> {
+        let shown = other.json(&["cluster", "show"])?;
+        let endpoint = shown["endpoint"].as_str().context("an endpoint")?;
+        let (name, address) = (format!("node{}", other.address.number), other.address.brant());
+        self.brant(&["cluster", "add", &name, endpoint, &address]).map(drop)
     }
 
     /// Logs the brant node in at an Indexer with a token.
@@ -139,8 +156,13 @@ impl ClusterNode {
         if printed.success {
             return Ok(printed.stdout);
         }
-        let brant = std::fs::read_to_string(self.directory.join("brant.log")).unwrap_or_default();
-        bail!("{} failed:\n{}\nbrant's log:\n{brant}", words.join(" "), printed.all())
+        bail!("{} failed:\n{}\nbrant's log:\n{}", words.join(" "), printed.all(), self.log())
+    }
+
+    /// What the brant node has said.
+    #[must_use]
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.directory.join("brant.log")).unwrap_or_default()
     }
 
     /// Runs a command line of Ganeti's in the node, split at spaces, which succeeds; returns what it printed.

@@ -8,7 +8,8 @@
 //! Invariants: nothing is kept here, a disk is a volume of the node under Ganeti's name for it, and what is known of it
 //! beside that are labels of the volume ([`label`]). Every call ends within a set time, whatever the node does.
 //!
-//! Not here: volumes that move between nodes. Each node has its own, and says so clearly where one is missing.
+//! A volume is at one node. The brant nodes of a Ganeti cluster are members of one cluster of brant's: a disk that is attached at another
+//! node is used from there, and comes there when that node opens it alone.
 
 mod call;
 mod create;

@@ -49,20 +49,34 @@ fn meaning(call: &Call) -> Result<Meaning, ApiError> {
 }
 
 /// A volume of this node.
-async fn find(session: &Session<'_>, name: &Name) -> Result<Option<Volume>, ApiError> {
+async fn find_here(session: &Session<'_>, name: &Name) -> Result<Option<Volume>, ApiError> {
     let volumes = session.ask(session.client.volumes()).await?;
     Ok(volumes.into_iter().find(|volume| volume.name == *name))
 }
 
-/// A volume of this node, without which there is nothing to do.
-async fn here(session: &Session<'_>, name: &Name) -> Result<Volume, ApiError> {
-    find(session, name).await?.ok_or_else(|| not_here(session, name))
+/// A volume of this node or of a member of its cluster.
+async fn find(session: &Session<'_>, name: &Name) -> Result<Option<Volume>, ApiError> {
+    if let Some(volume) = find_here(session, name).await? {
+        return Ok(Some(volume));
+    }
+    // What is asked about a volume that is not here is answered by the member that has it.
+    match session.ask(session.client.volume(name.as_str())).await {
+        Ok(detail) => Ok(Some(detail.volume)),
+        Err(error) if error.code == ErrorCode::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
-fn not_here(session: &Session<'_>, name: &Name) -> ApiError {
-    let message = format!("there is no volume {name} at the node {}", session.client.address());
-    ApiError::new(ErrorCode::NotFound, message)
-        .hint("it is at another node of the cluster, or was removed: see brant volume list --deleted")
+/// A volume without which there is nothing to do.
+async fn found(session: &Session<'_>, name: &Name) -> Result<Volume, ApiError> {
+    find(session, name).await?.ok_or_else(|| nowhere(session, name))
+}
+
+fn nowhere(session: &Session<'_>, name: &Name) -> ApiError {
+    let message = format!("there is no volume {name} at the node {}, or at a member", session.client.address());
+    ApiError::new(ErrorCode::NotFound, message).hint(
+        "was it removed? see brant volume list --deleted; is it at a node that is no member here? see brant cluster show",
+    )
 }
 
 async fn create(session: &Session<'_>, call: &Call, size: ByteSize) -> Result<String, ApiError> {
@@ -171,7 +185,7 @@ async fn attach(session: &Session<'_>, call: &Call, sockets: &Path) -> Result<St
                 tls: None,
             };
             match session.ask(session.client.attach(&request)).await {
-                Err(error) if error.code == ErrorCode::NotFound => return Err(not_here(session, name)),
+                Err(error) if error.code == ErrorCode::NotFound => return Err(nowhere(session, name)),
                 // Another call was faster.
                 Err(error) if error.code == ErrorCode::Conflict => attached(session, name).await?.ok_or(error)?,
                 outcome => outcome?,
@@ -208,17 +222,29 @@ async fn detach(session: &Session<'_>, name: &Name) -> Result<(), ApiError> {
     }
 }
 
-/// Takes notice that this node uses the disk. Each node has its own volumes, so there is nobody to take it over from.
+/// Takes notice that this node uses the disk. Where it does so alone, the volume comes here, in the background: it is used at the member
+/// that has it meanwhile, and that one gives it as soon as nobody uses it there.
 async fn open(session: &Session<'_>, call: &Call, exclusive: bool) -> Result<String, ApiError> {
-    let meaning = meaning(call)?;
-    let volume = here(session, &call.volume).await?;
+    let (meaning, name) = (meaning(call)?, &call.volume);
+    let (volume, comes) = match find_here(session, name).await? {
+        Some(volume) => (volume, ""),
+        None if exclusive => {
+            session.ask(session.client.take_volume(name.as_str())).await?;
+            match found(session, name).await {
+                // It has left its home, and is not here yet.
+                Err(error) if error.code == ErrorCode::Conflict => return Ok(format!("{name} is about to arrive\n")),
+                volume => (volume?, "; it is on its way to this node: see brant task list"),
+            }
+        }
+        None => (found(session, name).await?, "; it is at another node"),
+    };
     keep_bucket(session, &volume, meaning.bucket.as_ref()).await?;
     let how = if exclusive { "by this node alone" } else { "beside others" };
-    Ok(format!("{} is open, {how}\n", call.volume))
+    Ok(format!("{name} is open, {how}{comes}\n"))
 }
 
 async fn close(session: &Session<'_>, name: &Name) -> Result<String, ApiError> {
-    here(session, name).await.map(|_| format!("{name} is closed\n"))
+    found(session, name).await.map(|_| format!("{name} is closed\n"))
 }
 
 /// Keeps the bucket of the parameters with the volume, where `brant ganeti snapshot` finds it.
@@ -242,7 +268,7 @@ async fn remove(session: &Session<'_>, name: &Name) -> Result<String, ApiError> 
 }
 
 async fn grow(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<String, ApiError> {
-    let before = here(session, name).await?.size_bytes;
+    let before = found(session, name).await?.size_bytes;
     if before < size.0 {
         session.ask(session.client.resize_volume(name.as_str(), &ResizeRequest { size_bytes: size })).await?;
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ganeti::{Definition, Script, Settings, run, snapshot_instance};
-use node::api::{ApiError, CreateBucketRequest, ErrorCode, Volume};
+use node::api::{AddMemberRequest, ApiError, CreateBucketRequest, ErrorCode, Volume};
 use node::client::Client;
 use node::{NodeOptions, Start};
 use tempfile::TempDir;
@@ -192,7 +192,7 @@ async fn an_exports_snapshot_is_a_passing_volume() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_disk_of_another_node_is_said_to_be_one() {
+async fn a_disk_that_is_nowhere_is_said_to_be() {
     let node = Node::start().await;
     for (script, further) in [
         (Script::Attach, vec![]),
@@ -202,7 +202,7 @@ async fn a_disk_of_another_node_is_said_to_be_one() {
     ] {
         let error = node.call(script, DISK, &further).await.unwrap_err();
         assert_eq!(error.code, ErrorCode::NotFound);
-        assert!(error.message.contains("it is at another node of the cluster, or was removed"), "{error}");
+        assert!(error.message.contains("is it at a node that is no member here?"), "{error}");
     }
     node.call(Script::Detach, DISK, &[]).await.unwrap();
 }
@@ -244,4 +244,74 @@ async fn failure(directory: &Path) -> ApiError {
     let limits = (Duration::from_millis(100), Duration::from_millis(300));
     let settings = Settings { reach: limits.0, total: limits.1, ..Settings::default() };
     run(&Client::of_directory(directory), Script::Attach, environment(DISK, &[]), &settings).await.unwrap_err()
+}
+
+/// Makes each of two nodes a member of the other.
+async fn make_members(one: &Node, two: &Node) {
+    for (here, there, name) in [(one, two, "two"), (two, one, "one")] {
+        let shown = there.client.cluster().await.unwrap();
+        let (endpoint, addresses) = (shown.endpoint, shown.addresses);
+        let request = AddMemberRequest { name: name.parse().unwrap(), endpoint, addresses };
+        here.client.add_member(&request).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_of_a_member_is_used_and_comes_when_it_is_opened_alone() {
+    let (one, two) = (Node::start().await, Node::start().await);
+    make_members(&one, &two).await;
+    one.call(Script::Create, DISK, &size("16")).await.unwrap();
+    let taken = two.call(Script::Create, DISK, &size("16")).await.unwrap_err();
+    assert_eq!(taken.code, ErrorCode::Conflict, "{taken}");
+
+    two.call(Script::Attach, DISK, &[]).await.unwrap();
+    two.call(Script::Close, DISK, &[]).await.unwrap();
+    let shared = two.call(Script::Open, DISK, &[("VOL_OPEN_EXCLUSIVE", "False")]).await.unwrap();
+    assert!(shared.contains("it is at another node"), "{shared}");
+    assert!(two.volume(DISK).await.is_none() && two.client.tasks().await.unwrap().is_empty(), "it stays where it is");
+
+    two.call(Script::Setinfo, DISK, &[("VOL_METADATA", "originstname+web1.example.org")]).await.unwrap();
+    two.call(Script::Grow, DISK, &[("VOL_SIZE", "16"), ("VOL_NEW_SIZE", "24")]).await.unwrap();
+    let changed = one.volume(DISK).await.unwrap();
+    assert_eq!(changed.size_bytes, 24 << 20);
+    assert!(changed.labels.values().any(|value| value == "web1.example.org"), "{:?}", changed.labels);
+
+    for _ in 0..2 {
+        let alone = two.call(Script::Open, DISK, &[("VOL_OPEN_EXCLUSIVE", "True")]).await.unwrap();
+        assert!(alone.contains("by this node alone"), "{alone}");
+    }
+    let task = two.client.take_volume(DISK).await.unwrap();
+    let ended = two.client.wait_for_task(task.id, Duration::from_secs(1), |_| {}).await.unwrap();
+    ended.into_result().unwrap();
+    assert!(two.volume(DISK).await.is_some() && one.volume(DISK).await.is_none(), "it has one home");
+
+    // The source is told last, and may ask once more.
+    one.call(Script::Close, DISK, &[]).await.unwrap();
+    one.call(Script::Detach, DISK, &[]).await.unwrap();
+    two.call(Script::Detach, DISK, &[]).await.unwrap();
+    one.call(Script::Remove, DISK, &[]).await.unwrap();
+    assert!(two.volume(DISK).await.is_none(), "it is removed where it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_answer_is_named() {
+    let node = Node::start().await;
+    let gone = AddMemberRequest {
+        name: "node2".parse().unwrap(),
+        endpoint: types::EndpointId([7; 32]),
+        addresses: vec!["127.0.0.1:9".parse().unwrap()],
+    };
+    node.client.add_member(&gone).await.unwrap();
+    for (script, further) in [
+        (Script::Attach, vec![]),
+        (Script::Open, vec![("VOL_OPEN_EXCLUSIVE", "True")]),
+        (Script::Close, vec![]),
+        // Not "there is none", which would have Ganeti forget a disk that is there.
+        (Script::Remove, vec![]),
+    ] {
+        let error = node.call(script, DISK, &further).await.unwrap_err();
+        assert_eq!(error.code, ErrorCode::Unreachable, "{error}");
+        assert!(error.message.contains("it may be at node2, which does not answer"), "{error}");
+        assert_eq!(error.message.lines().count(), 1, "{error}");
+    }
 }

@@ -85,6 +85,11 @@ pub(crate) async fn attach(context: &Context, arguments: AttachArguments) -> Out
     };
     let attachment = context.client.attach(&request).await?;
     context.output.show(&attachment, |_| attachment.device.as_ref().unwrap_or(&attachment.uri).clone())?;
+    if let Some(home) = &attachment.home {
+        context
+            .output
+            .note(&format!("the volume is at {home}; to have it here: brant volume take {}", attachment.target));
+    }
     if attachment.device.is_none() {
         context.output.note(&format!("for QEMU: {}", qemu(&attachment)));
     }
@@ -101,12 +106,14 @@ fn absolute(given: &Path) -> Result<String, Failure> {
 async fn list(context: &Context) -> Outcome {
     let attachments = context.client.attachments().await?;
     context.output.list(&attachments, "nothing is attached", |view| {
-        let mut table = Table::new().words("TARGET").words("ACCESS").numbers("CLIENTS").words("DEVICE").texts("URI");
+        let mut table =
+            Table::new().words("TARGET").words("ACCESS").words("HOME").numbers("CLIENTS").words("DEVICE").texts("URI");
         for attachment in &attachments {
             let access = if attachment.read_only { "read-only" } else { "read-write" };
             table.row([
                 attachment.target.clone(),
                 access.to_owned(),
+                attachment.home.clone().unwrap_or_else(|| "here".to_owned()),
                 attachment.connections.to_string(),
                 attachment.device.clone().unwrap_or_else(|| "-".to_owned()),
                 attachment.uri.clone(),

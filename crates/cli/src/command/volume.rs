@@ -15,6 +15,7 @@ use crate::failure::Outcome;
 use crate::output::View;
 use crate::output::table::{Table, pairs};
 use crate::output::text::{ago, ahead, count, moment, size, span};
+use crate::wait::{self, Detach};
 
 /// Make, list, show, grow and remove volumes: writable thin disks
 #[derive(clap::Args, Debug)]
@@ -122,6 +123,21 @@ enum Verb {
         #[arg(long, conflicts_with_all = ["for_ms", "space"])]
         off: bool,
     },
+    /// Take a volume from the member of the cluster that has it
+    ///
+    /// It may be in use here meanwhile, and nowhere else: the task waits until nobody uses it there. At first all of it is fetched, then what was
+    /// written meanwhile; then requests wait for a moment while it changes its home. There, it is kept for a while as a deleted volume.
+    /// Goes on by itself after a node was restarted.
+    #[command(after_long_help = "Examples:
+  brant volume take web1
+  brant volume take web1 --detach")]
+    Take {
+        /// Its name
+        #[arg(value_name = "VOLUME")]
+        volume: Name,
+        #[command(flatten)]
+        detach: Detach,
+    },
     /// Take a deleted volume back
     ///
     /// The latest of a name is meant; an older one is named by its id, or the first digits of it, which `brant volume list --deleted` shows.
@@ -182,6 +198,10 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
         Verb::Protect { volume, .. } => {
             let detail = client.unprotect_volume(volume.as_str()).await?;
             output.show(&detail, |_| format!("nothing is kept of the past of {volume} any more"))
+        }
+        Verb::Take { volume, detach } => {
+            let task = client.take_volume(volume.as_str()).await?;
+            wait::finish(context, task, detach).await
         }
         Verb::Remove { volume, now } => remove(context, &volume, now).await,
         Verb::Restore { volume: deleted, name } => {

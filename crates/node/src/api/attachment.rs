@@ -99,6 +99,9 @@ pub struct Attachment {
     pub export: String,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// The member of the cluster where the volume is, where that is not this node.
+    #[serde(default)]
+    pub home: Option<String>,
     /// How many clients are connected; what serves the device of the kernel is one of them.
     pub connections: u64,
 }

@@ -21,6 +21,8 @@ pub enum TaskKind {
     Collect,
     /// Reads everything again, and fetches what is damaged.
     Scrub,
+    /// Takes a volume from another member of the cluster.
+    Take,
 }
 
 /// How far a task has come.

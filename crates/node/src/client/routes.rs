@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 
 use super::Client;
 use crate::api::{
-    ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, CollectRequest, CreateBucketRequest,
-    CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LabelRequest, LogEntry, Login,
-    LoginRequest, MaterializeRequest, NodeStatus, ProtectRequest, Publication, PublishRequest, ResizeRequest, Restart,
-    RestoreRequest, RevertRequest, Reverted, ScrubRequest, Snapshot, SnapshotDetail, SubscribeRequest, Subscription,
-    TakeSnapshotRequest, Task, Volume, VolumeDetail,
+    AddMemberRequest, ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, Cluster, CollectRequest,
+    CreateBucketRequest, CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LabelRequest,
+    LogEntry, Login, LoginRequest, MaterializeRequest, Member, NodeStatus, ProtectRequest, Publication, PublishRequest,
+    ResizeRequest, Restart, RestoreRequest, RevertRequest, Reverted, ScrubRequest, Snapshot, SnapshotDetail,
+    SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume, VolumeDetail,
 };
 
 /// A fallible answer of the node; every method fails as [`Client::get`] does.
@@ -27,6 +27,21 @@ impl Client {
     /// Starts the node's successor, which takes all connections over.
     pub async fn restart(&self) -> Answer<Restart> {
         self.post("/v1/restart", &json!({})).await
+    }
+
+    /// Returns this node and the members of its cluster.
+    pub async fn cluster(&self) -> Answer<Cluster> {
+        self.get("/v1/cluster").await
+    }
+
+    /// Adds a member to the cluster.
+    pub async fn add_member(&self, request: &AddMemberRequest) -> Answer<Member> {
+        self.post("/v1/cluster/members", request).await
+    }
+
+    /// Removes a member from the cluster.
+    pub async fn remove_member(&self, member: &str) -> Answer<Member> {
+        self.delete(&format!("/v1/cluster/members/{}", segment(member))).await
     }
 
     /// Lists the buckets.
@@ -117,6 +132,11 @@ impl Client {
     /// Returns a volume in detail.
     pub async fn volume(&self, volume: &str) -> Answer<VolumeDetail> {
         self.get(&format!("/v1/volumes/{}", segment(volume))).await
+    }
+
+    /// Starts to take a volume from the member of the cluster that has it.
+    pub async fn take_volume(&self, volume: &str) -> Answer<Task> {
+        self.post(&format!("/v1/volumes/{}/take", segment(volume)), &json!({})).await
     }
 
     /// Deletes a volume, which is kept for a while unless it shall be gone `now`.

@@ -22,7 +22,7 @@ pub(super) struct DetachQuery {
 /// Lists the attachments.
 #[utoipa::path(get, path = "/v1/attachments", responses((status = 200, body = [Attachment])))]
 pub(super) async fn list(State(node): State<Arc<Node>>) -> Json<Vec<Attachment>> {
-    Json(node.attachments.list())
+    Json(node.list_attachments())
 }
 
 /// Makes a volume or snapshot visible as a block device.

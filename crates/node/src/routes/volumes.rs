@@ -10,7 +10,7 @@ use utoipa::IntoParams;
 use super::reply::{Body, Reply, name};
 use crate::api::{
     ApiError, CreateVolumeRequest, DeletedVolume, Differences, LabelRequest, ProtectRequest, ResizeRequest,
-    RestoreRequest, RevertRequest, Reverted, Volume, VolumeDetail,
+    RestoreRequest, RevertRequest, Reverted, Task, Volume, VolumeDetail,
 };
 use crate::error::blocking;
 use crate::node::Node;
@@ -35,6 +35,7 @@ pub(super) async fn list(State(node): State<Arc<Node>>) -> Json<Vec<Volume>> {
 #[utoipa::path(post, path = "/v1/volumes", request_body = CreateVolumeRequest,
     responses((status = 200, body = Volume), (status = "4XX", body = ApiError)))]
 pub(super) async fn create(State(node): State<Arc<Node>>, Body(request): Body<CreateVolumeRequest>) -> Reply<Volume> {
+    node.check_not_given(&request.name).await?;
     let making = Arc::clone(&node);
     let create = move || {
         let volume = making.volumes.create(&request.name, request.size_bytes.0).map_err(volume_error)?;
@@ -94,6 +95,13 @@ pub(super) async fn label(
     Body(request): Body<LabelRequest>,
 ) -> Reply<Volume> {
     node.label_volume(&name(&volume)?, request).await.map(Json)
+}
+
+/// Starts to take a volume from the member of the cluster that has it. One that is here already is a task that ends at once.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/take", params(("volume" = String, Path)),
+    responses((status = 200, body = Task), (status = "4XX", body = ApiError)))]
+pub(super) async fn take(State(node): State<Arc<Node>>, Path(volume): Path<String>) -> Reply<Task> {
+    node.start_take(&name(&volume)?).await.map(Json)
 }
 
 /// Keeps what is written to a volume from now on, so that any moment of it can be cloned.

@@ -1,0 +1,125 @@
+//! Where a volume is: the members are asked, all at once.
+
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use cluster::message::{Reply, Request};
+use cluster::{AskError, Members};
+use futures_util::future::{BoxFuture, join_all};
+use swarm::transport::{Connection, TransportError};
+use types::Name;
+
+use super::home::api_error;
+use super::moves::Member;
+use crate::api::{ApiError, ErrorCode};
+use crate::node::Node;
+
+/// How long a member may take to say whether it has a volume.
+const ANSWER: Duration = Duration::from_secs(3);
+
+/// Where a volume is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Location {
+    /// At a member.
+    At { home: Member, size_bytes: u64 },
+    /// It was given to this node, which has not yet begun with it.
+    Mine { from: Member },
+    /// All members have answered, and none has it.
+    Nowhere,
+    /// It may be at one of those who did not answer, in words.
+    Unknown(String),
+}
+
+impl Node {
+    /// Finds a volume that is not here.
+    pub(super) async fn locate(&self, volume: &Name) -> Location {
+        let members = self.cluster.moves.members();
+        let ask = async |member: Member| {
+            let request = Request::Find { volume: volume.clone() };
+            let answer = self.cluster.peers.ask(member.endpoint, &request, ANSWER).await;
+            if matches!(answer, Err(AskError::TimedOut)) {
+                // A node that was killed and has begun anew does not know the connection.
+                self.cluster.peers.forget(member.endpoint);
+            }
+            (member, answer)
+        };
+        let answers = join_all(members.into_iter().map(ask)).await;
+        let (mut here, mut elsewhere, mut silent, mut taking) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (member, answer) in answers {
+            match answer {
+                Ok(Reply::Here { size_bytes, epoch }) => here.push((epoch, member, size_bytes)),
+                Ok(Reply::Elsewhere { home, epoch }) => elsewhere.push((epoch, home, member)),
+                Ok(Reply::Absent) => {}
+                Err(AskError::Refused(refusal)) if api_error(refusal.clone()).code == ErrorCode::Conflict => {
+                    taking.push(member.endpoint);
+                }
+                Ok(_) | Err(_) => silent.push(member.name.to_string()),
+            }
+        }
+        here.sort_by_key(|(epoch, ..)| *epoch);
+        if here.len() > 1 {
+            tracing::error!(%volume, "several members have a volume of this name: the one that was given latest counts");
+        }
+        if let Some((_, home, size_bytes)) = here.pop() {
+            return Location::At { home, size_bytes };
+        }
+        match elsewhere.into_iter().max_by_key(|(epoch, ..)| *epoch) {
+            Some((_, home, from)) if home == self.swarm.endpoint() => Location::Mine { from },
+            // It was given, and whoever got it has not yet begun with it.
+            Some((_, home, _)) if taking.contains(&home) => {
+                Location::Unknown(format!("it is about to arrive at {}", self.cluster.moves.name_of(home)))
+            }
+            Some((_, home, _)) if silent.contains(&self.cluster.moves.name_of(home)) => {
+                Location::Unknown(format!("it is at {}, which does not answer", self.cluster.moves.name_of(home)))
+            }
+            _ if silent.is_empty() => Location::Nowhere,
+            _ => Location::Unknown(format!("it may be at {}, which does not answer", silent.join(" or "))),
+        }
+    }
+
+    /// The member that has a volume, which is not here.
+    pub(super) async fn home_of(&self, volume: &Name) -> Result<(Member, u64), ApiError> {
+        let message = format!("there is no volume {volume} at this node");
+        match self.locate(volume).await {
+            Location::At { home, size_bytes } => Ok((home, size_bytes)),
+            Location::Mine { .. } => Err(about_to_arrive(volume)),
+            Location::Nowhere => {
+                Err(ApiError::new(ErrorCode::NotFound, format!("{message} or at a member of the cluster"))
+                    .hint("see: brant volume list, and brant volume list --deleted"))
+            }
+            Location::Unknown(why) => Err(ApiError::new(ErrorCode::Unreachable, format!("{message}: {why}"))
+                .hint("start that node, or see that it can be reached; brant cluster show tells of all")),
+        }
+    }
+}
+
+/// The error of a volume that was given to this node, and with which it has not yet begun: it is not gone.
+pub(super) fn about_to_arrive(volume: &Name) -> ApiError {
+    ApiError::new(ErrorCode::Conflict, format!("{volume} is about to arrive here"))
+        .hint(format!("go on with: brant volume take {volume}"))
+}
+
+/// The node, as volumes that are used from here ask it for their home.
+#[derive(Clone, Debug)]
+pub(super) struct NodeMembers(pub(super) Weak<Node>);
+
+impl Members for NodeMembers {
+    fn home(&self, volume: &Name) -> BoxFuture<'static, Result<Option<Arc<dyn Connection>>, AskError>> {
+        let (node, volume) = (self.0.upgrade(), volume.clone());
+        Box::pin(async move {
+            let node = node.ok_or(TransportError::Closed)?;
+            match node.locate(&volume).await {
+                Location::At { home, .. } => Ok(Some(node.cluster.peers.connection(home.endpoint, &volume).await?)),
+                Location::Nowhere if node.volumes.get(&volume).is_none() => Ok(None),
+                Location::Mine { .. } => {
+                    // The move was decided, and whoever was at it has ended: it is gone on with.
+                    if let Err(error) = node.start_take(&volume).await {
+                        tracing::warn!(%error, %volume, "a volume that was given to this node could not be taken");
+                    }
+                    Err(AskError::TimedOut)
+                }
+                Location::Nowhere | Location::Unknown(_) => Err(AskError::TimedOut),
+            }
+        })
+    }
+}

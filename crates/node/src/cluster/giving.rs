@@ -1,0 +1,291 @@
+//! Giving a volume to another member: snapshots for it alone, and the step in which it becomes the home.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use cluster::message::{Given, Offered, Place};
+use format::Manifest;
+use store::{Domain, Domains};
+use types::{CHUNK_BYTES, EndpointId, FrozenId, Name, Progress};
+use volume::{TreeBase, Volume};
+
+use super::find::Location;
+use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord};
+use crate::api::{ApiError, ErrorCode};
+use crate::error::{blocking, store_error};
+use crate::node::Node;
+use crate::record::Record;
+use crate::snapshots::volume_error;
+use crate::task::now_ms;
+
+/// How often it is tried to find a moment in which nobody writes.
+const TRIES: usize = 3;
+
+/// The volumes of which a snapshot is made for somebody, or that are being given: one at a time each.
+#[derive(Debug, Default)]
+pub(super) struct Giving(Mutex<BTreeSet<Name>>);
+
+/// That one of them is; dropped when it is done.
+struct Turn<'g> {
+    giving: &'g Giving,
+    name: Name,
+}
+
+impl Giving {
+    fn enter(&self, name: &Name) -> Result<Turn<'_>, ApiError> {
+        if self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone()) {
+            return Ok(Turn { giving: self, name: name.clone() });
+        }
+        Err(ApiError::new(ErrorCode::Conflict, format!("{name} is being prepared for another member"))
+            .hint("try again in a moment"))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.giving.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
+}
+
+fn record_error(error: &crate::record::RecordError) -> ApiError {
+    ApiError::from_error(ErrorCode::Damaged, error)
+}
+
+impl Node {
+    /// The record of a volume that came from elsewhere.
+    pub(super) fn home_record(&self, volume: &Name) -> Result<Option<HomeRecord>, ApiError> {
+        HomeRecord::read(&*self.store, format!("{HOME}{volume}")).map_err(|error| record_error(&error))
+    }
+
+    /// The record of a volume that was given away.
+    pub(super) fn given_record(&self, volume: &Name) -> Result<Option<GivenRecord>, ApiError> {
+        GivenRecord::read(&*self.store, format!("{GIVEN}{volume}")).map_err(|error| record_error(&error))
+    }
+
+    /// An error where a volume of this name was given away and is still there: there must not be two.
+    pub(crate) async fn check_not_given(self: &Arc<Self>, name: &Name) -> Result<(), ApiError> {
+        let Some(given) = self.given_record(name)? else { return Ok(()) };
+        let to = self.cluster.moves.name_of(given.to);
+        match self.locate(name).await {
+            Location::Nowhere => {
+                let (node, key) = (Arc::clone(self), format!("{GIVEN}{name}"));
+                blocking(move || node.store.roots().apply(vec![(key, None)]).map_err(store_error)).await
+            }
+            Location::At { home, .. } => {
+                Err(ApiError::new(ErrorCode::Conflict, format!("the volume {name} is at {}", home.name))
+                    .hint(format!("choose another name, or have it here: brant volume take {name}")))
+            }
+            Location::Mine { .. } | Location::Unknown(_) => {
+                Err(ApiError::new(ErrorCode::Conflict, format!("the volume {name} was given to {to}"))
+                    .hint("choose another name, or see that all members can be reached: brant cluster show"))
+            }
+        }
+    }
+
+    /// Lets go of the frozen disks of offers that were not finished when the node stopped.
+    pub(super) async fn drop_unfinished_offers(self: &Arc<Self>) -> Result<(), ApiError> {
+        let node = Arc::clone(self);
+        blocking(move || {
+            let offers = OfferRecord::read_all(&*node.store, OFFER).map_err(|error| record_error(&error))?;
+            for (volume, offer) in offers {
+                let Some(frozen) = offer.frozen else { continue };
+                node.forget_offer(&volume, Some(frozen))?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// Lets go of an offer. Blocks.
+    fn forget_offer(&self, volume: &str, frozen: Option<FrozenId>) -> Result<(), ApiError> {
+        if let Some(frozen) = frozen
+            && self.volumes.frozen(frozen).is_some()
+        {
+            self.volumes.forget_frozen(frozen).map_err(volume_error)?;
+        }
+        self.store.roots().apply(vec![(format!("{OFFER}{volume}"), None)]).map_err(store_error)
+    }
+
+    /// Makes a snapshot of a volume that one member may fetch, in place of the one before.
+    pub(super) async fn offer(self: &Arc<Self>, to: EndpointId, name: &Name) -> Result<Offered, ApiError> {
+        let _place = self.cluster.giving.enter(name)?;
+        let volume = self.find_volume(name)?;
+        self.check_arrived(name)?;
+        let (frozen, content) = self.make_offer(&volume, to).await?;
+        let offered = offered(&content);
+        let (node, name) = (Arc::clone(self), name.clone());
+        blocking(move || {
+            let record = OfferRecord { to, frozen: None, content: Some(content.clone()), at_ms: now_ms() };
+            record.write(&*node.store, format!("{OFFER}{name}")).map_err(store_error)?;
+            node.cluster.moves.offer(&name, Some((to, content)));
+            node.volumes.forget_frozen(frozen).map_err(volume_error)
+        })
+        .await?;
+        Ok(offered)
+    }
+
+    /// Freezes and seals a volume, and makes a manifest of it. The record names the frozen disk until it is let go.
+    async fn make_offer(
+        self: &Arc<Self>,
+        volume: &Arc<Volume>,
+        to: EndpointId,
+    ) -> Result<(FrozenId, ContentRecord), ApiError> {
+        // Until a record refers to what is stored.
+        let hold = self.store.hold();
+        let (node, freezing) = (Arc::clone(self), Arc::clone(volume));
+        let frozen = blocking(move || {
+            let key = format!("{OFFER}{}", freezing.name());
+            let before = OfferRecord::read(&*node.store, key.clone()).map_err(|error| record_error(&error))?;
+            if let Some(frozen) = before.and_then(|offer| offer.frozen) {
+                node.forget_offer(freezing.name().as_str(), Some(frozen))?;
+            }
+            let record = |ids: &[FrozenId]| {
+                let offer = OfferRecord { to, frozen: ids.first().copied(), content: None, at_ms: now_ms() };
+                vec![offer.change(key)]
+            };
+            let frozen = node.volumes.freeze(std::slice::from_ref(&freezing), record).map_err(volume_error)?;
+            frozen.first().map(|disk| disk.id()).ok_or_else(|| ApiError::new(ErrorCode::Internal, "nothing was frozen"))
+        })
+        .await?;
+        let sealed = self.volumes.seal(frozen, &Progress::default()).await.map_err(volume_error)?;
+        let (node, name) = (Arc::clone(self), volume.name().clone());
+        let content = blocking(move || node.store_manifest(name, &sealed)).await?;
+        drop(hold);
+        Ok((frozen, content))
+    }
+
+    fn store_manifest(&self, name: Name, sealed: &TreeBase) -> Result<ContentRecord, ApiError> {
+        let domains = sealed.domains.with(&Domains::from(sealed.written));
+        let manifest = Manifest {
+            version: format::manifest::VERSION,
+            taken_ms: now_ms(),
+            disks: vec![format::Disk {
+                name,
+                size_bytes: sealed.size_bytes,
+                chunk_bytes: u32::try_from(CHUNK_BYTES).expect("a chunk is 64 KiB"),
+                root: sealed.root,
+            }],
+            base: sealed.origin.map(|origin| origin.snapshot),
+            message: String::new(),
+            machine: None,
+        };
+        let (snapshot, bytes) = manifest.identify();
+        let domain = domains.iter().last().unwrap_or(Domain::OWN);
+        self.store.put(&snapshot.into(), domain, &bytes).map_err(store_error)?;
+        self.store.commit().map_err(store_error)?;
+        Ok(ContentRecord {
+            snapshot,
+            size_bytes: sealed.size_bytes,
+            root: sealed.root,
+            domains: domains.iter().map(|domain| domain.0).collect(),
+            origin: sealed.origin.map(Into::into),
+        })
+    }
+
+    /// An error while a volume is still coming here: whoever takes it would have to ask two members.
+    fn check_arrived(&self, name: &Name) -> Result<(), ApiError> {
+        match self.home_record(name)?.and_then(|record| record.arriving) {
+            None => Ok(()),
+            Some(arriving) => {
+                let from = self.cluster.moves.name_of(arriving.from);
+                Err(ApiError::new(ErrorCode::Conflict, format!("{name} is still arriving from {from}"))
+                    .hint("wait until it is there; brant task list shows how far it is"))
+            }
+        }
+    }
+
+    /// Makes a member the home of a volume, if nobody uses it here. Asked again, it answers again.
+    pub(super) async fn give(self: &Arc<Self>, to: EndpointId, name: &Name) -> Result<Given, ApiError> {
+        let _place = self.cluster.giving.enter(name)?;
+        let Some(volume) = self.volumes.get(name) else {
+            return match self.given_record(name)? {
+                Some(given) if given.to == to => Ok(given_reply(&given)),
+                _ => self.find_volume(name).map(|_| unreachable!("it is not here")),
+            };
+        };
+        self.check_arrived(name)?;
+        if self.attachments.find(name.as_str()).is_some() {
+            match self.detach(name.as_str(), false).await {
+                // Whoever drives the node was faster.
+                Err(error) if error.code == ErrorCode::NotFound => {}
+                outcome => drop(outcome?),
+            }
+        }
+        for _ in 0..TRIES {
+            let (frozen, content) = self.make_offer(&volume, to).await?;
+            let (node, giving) = (Arc::clone(self), Arc::clone(&volume));
+            if let Some(given) = blocking(move || node.give_up(&giving, frozen, to, content)).await? {
+                tracing::info!(volume = %name, to = %self.cluster.moves.name_of(to), epoch = given.epoch, "a volume was given");
+                return Ok(given_reply(&given));
+            }
+        }
+        Err(ApiError::new(ErrorCode::Conflict, format!("{name} is being written to"))
+            .hint("stop whoever writes to it there; it is tried again"))
+    }
+
+    /// Gives a volume up, if it is still what was frozen of it. Blocks.
+    fn give_up(
+        &self,
+        volume: &Arc<Volume>,
+        frozen: FrozenId,
+        to: EndpointId,
+        content: ContentRecord,
+    ) -> Result<Option<GivenRecord>, ApiError> {
+        let name = volume.name();
+        let epoch = self.home_record(name)?.map_or(0, |home| home.epoch) + 1;
+        let labels = self.labels.of(volume.id());
+        let given = GivenRecord { to, epoch, content: content.clone(), labels, settled: false, at_ms: now_ms() };
+        let further = vec![
+            given.change(format!("{GIVEN}{name}")),
+            (format!("{OFFER}{name}"), None),
+            (format!("{HOME}{name}"), None),
+        ];
+        let note = format!("given to {}", self.cluster.moves.name_of(to));
+        let given_up = self.volumes.give_up(volume, frozen, now_ms(), &note, further).map_err(volume_error)?;
+        if given_up.is_none() {
+            self.forget_offer(name.as_str(), Some(frozen))?;
+            return Ok(None);
+        }
+        self.cluster.moves.offer(name, None);
+        self.cluster.moves.give(name, Some((to, content)));
+        // The tree is kept by the record; where this fails, the disk stays, which takes room for its journal only.
+        if let Err(error) = self.volumes.forget_frozen(frozen) {
+            tracing::warn!(%error, volume = %name, "a frozen disk stays");
+        }
+        Ok(Some(given))
+    }
+
+    /// Notes that everything of a volume has come to the member that it was given to.
+    pub(super) async fn settle(self: &Arc<Self>, to: EndpointId, name: &Name, epoch: u64) -> Result<(), ApiError> {
+        let (node, name) = (Arc::clone(self), name.clone());
+        blocking(move || {
+            let Some(given) = node.given_record(&name)?.filter(|given| given.to == to && given.epoch == epoch) else {
+                // It has come back meanwhile, or was forgotten: there is nothing to keep any more.
+                return Ok(());
+            };
+            let settled = GivenRecord { settled: true, ..given };
+            settled.write(&*node.store, format!("{GIVEN}{name}")).map_err(store_error)?;
+            node.cluster.moves.give(&name, None);
+            Ok(())
+        })
+        .await
+    }
+}
+
+fn offered(content: &ContentRecord) -> Offered {
+    Offered {
+        snapshot: content.snapshot,
+        size_bytes: content.size_bytes,
+        root: content.root,
+        foreign: content.domains().iter().any(|domain| domain != Domain::OWN),
+    }
+}
+
+fn given_reply(given: &GivenRecord) -> Given {
+    Given {
+        content: offered(&given.content),
+        epoch: given.epoch,
+        origin: given.content.origin.map(|origin| Place { snapshot: origin.snapshot, disk: origin.disk }),
+        labels: given.labels.clone(),
+    }
+}

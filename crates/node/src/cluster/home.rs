@@ -1,0 +1,90 @@
+//! What this node answers to members.
+
+use std::sync::{Arc, Weak};
+
+use cluster::Home;
+use cluster::message::{Refusal, Reply, Request};
+use futures_util::future::BoxFuture;
+use types::{EndpointId, Name};
+use volume::BlockDevice;
+
+use crate::api::{ApiError, ErrorCode, TaskKind};
+use crate::node::Node;
+
+/// Where Linux says what it is called until it is started again (proc_sys_kernel(5)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+
+/// The node, as members see it.
+#[derive(Clone, Debug)]
+pub(super) struct NodeHome(pub(super) Weak<Node>);
+
+impl NodeHome {
+    fn node(&self) -> Result<Arc<Node>, Refusal> {
+        self.0.upgrade().ok_or_else(|| refusal(ApiError::new(ErrorCode::Unreachable, "the node is shutting down")))
+    }
+}
+
+/// An error of the API, as a member gets it.
+fn refusal(error: ApiError) -> Refusal {
+    let code = serde_json::to_value(error.code).ok().and_then(|code| code.as_str().map(str::to_owned));
+    Refusal { code: code.unwrap_or_default(), message: error.message, hint: error.hint }
+}
+
+/// The error of the API that a member meant.
+pub(super) fn api_error(refusal: Refusal) -> ApiError {
+    let code = serde_json::from_value(serde_json::Value::String(refusal.code)).unwrap_or(ErrorCode::Internal);
+    ApiError { code, message: refusal.message, hint: refusal.hint }
+}
+
+impl Home for NodeHome {
+    fn open(&self, volume: &Name) -> Result<(Arc<dyn BlockDevice>, u64), Refusal> {
+        let node = self.node()?;
+        let found = node.find_volume(volume).map_err(refusal)?;
+        let epoch = node.home_record(volume).map_err(refusal)?.map_or(0, |home| home.epoch);
+        Ok((found, epoch))
+    }
+
+    fn boot(&self) -> String {
+        // Where it cannot be told, each process counts as another machine: then more is written again than was lost.
+        let told = std::fs::read_to_string(BOOT_ID).map(|boot| boot.trim().to_owned());
+        told.unwrap_or_else(|_| std::process::id().to_string())
+    }
+
+    fn answer(&self, member: EndpointId, request: Request) -> BoxFuture<'static, Result<Reply, Refusal>> {
+        let node = self.node();
+        Box::pin(async move { node?.answer_member(member, request).await.map_err(refusal) })
+    }
+}
+
+impl Node {
+    async fn answer_member(self: &Arc<Self>, member: EndpointId, request: Request) -> Result<Reply, ApiError> {
+        match request {
+            Request::Find { volume } => self.tell_where(&volume),
+            Request::Offer { volume } => self.offer(member, &volume).await.map(Reply::Offered),
+            Request::Give { volume } => self.give(member, &volume).await.map(Reply::Given),
+            Request::Settle { volume, epoch } => self.settle(member, &volume, epoch).await.map(|()| Reply::Settled),
+            Request::Forward { method, path, body } => {
+                let (status, body) = self.answer_forwarded(&method, &path, body.into()).await?;
+                Ok(Reply::Answered { status, body: body.into() })
+            }
+            Request::Device { .. } => Err(ApiError::new(ErrorCode::Internal, "a device is no question")),
+        }
+    }
+
+    fn tell_where(&self, volume: &Name) -> Result<Reply, ApiError> {
+        // Looked at first: it ends after the volume is here.
+        let taken = self.tasks.find_running(TaskKind::Take, volume.as_str()).is_some();
+        if let Some(found) = self.volumes.get(volume) {
+            let epoch = self.home_record(volume)?.map_or(0, |home| home.epoch);
+            return Ok(Reply::Here { size_bytes: found.size_bytes(), epoch });
+        }
+        if taken {
+            // It may have been given to this node already: who asks must not believe that nobody has it.
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{volume} is being taken by this node")));
+        }
+        Ok(match self.given_record(volume)? {
+            Some(given) => Reply::Elsewhere { home: given.to, epoch: given.epoch },
+            None => Reply::Absent,
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! What is kept of members and moves, as records of the store: `cluster/NAME`, `home/VOLUME`, `offer/VOLUME`, `given/VOLUME`,
+//! `taking/VOLUME`.
+
+use std::collections::BTreeMap;
+
+use minicbor::{Decode, Encode};
+use store::{Domain, Domains, Live, LiveTree};
+use types::{EndpointId, FrozenId, Name, NodeId, SnapshotId};
+
+use crate::record::{OriginRecord, Record};
+
+pub(crate) const MEMBER: &str = "cluster/";
+pub(crate) const HOME: &str = "home/";
+pub(crate) const OFFER: &str = "offer/";
+pub(crate) const GIVEN: &str = "given/";
+pub(crate) const TAKING: &str = "taking/";
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct MemberRecord {
+    #[n(0)]
+    pub(crate) endpoint: EndpointId,
+    /// Where it is reached, as `IP:PORT`.
+    #[n(1)]
+    pub(crate) addresses: Vec<String>,
+}
+
+/// A volume that came from another member. One that was never given has none.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct HomeRecord {
+    /// How often it was given.
+    #[n(0)]
+    pub(crate) epoch: u64,
+    /// What is still to come, if anything is.
+    #[n(1)]
+    pub(crate) arriving: Option<ArrivingRecord>,
+}
+
+/// What of a volume is still to come.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ArrivingRecord {
+    /// From whom.
+    #[n(0)]
+    pub(crate) from: EndpointId,
+    /// The snapshot that it is asked for as.
+    #[n(1)]
+    pub(crate) snapshot: SnapshotId,
+    /// The published disk that the volume was cloned from, wherever that was.
+    #[n(2)]
+    pub(crate) origin: Option<OriginRecord>,
+}
+
+/// A snapshot of a volume for one member.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct OfferRecord {
+    #[n(0)]
+    pub(crate) to: EndpointId,
+    /// The frozen disk, until it is sealed.
+    #[n(1)]
+    pub(crate) frozen: Option<FrozenId>,
+    /// What it is, once it is sealed.
+    #[n(2)]
+    pub(crate) content: Option<ContentRecord>,
+    /// When it was made, in milliseconds since 1970.
+    #[n(3)]
+    pub(crate) at_ms: u64,
+}
+
+/// A sealed snapshot of one disk.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ContentRecord {
+    #[n(0)]
+    pub(crate) snapshot: SnapshotId,
+    #[n(1)]
+    pub(crate) size_bytes: u64,
+    #[n(2)]
+    pub(crate) root: Option<NodeId>,
+    /// Where its data are found here.
+    #[n(3)]
+    pub(crate) domains: Vec<u32>,
+    /// Where what is not here can be asked for.
+    #[n(4)]
+    pub(crate) origin: Option<OriginRecord>,
+}
+
+/// A volume that was given to another member.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct GivenRecord {
+    #[n(0)]
+    pub(crate) to: EndpointId,
+    /// The epoch that began.
+    #[n(1)]
+    pub(crate) epoch: u64,
+    #[n(2)]
+    pub(crate) content: ContentRecord,
+    #[n(3)]
+    pub(crate) labels: BTreeMap<Name, String>,
+    /// Whether all of it is there.
+    #[n(4)]
+    pub(crate) settled: bool,
+    /// When it was given, in milliseconds since 1970.
+    #[n(5)]
+    pub(crate) at_ms: u64,
+}
+
+/// A volume that this node means to take.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct TakingRecord {
+    #[n(0)]
+    pub(crate) from: EndpointId,
+}
+
+impl Record for MemberRecord {}
+impl Record for HomeRecord {}
+impl Record for OfferRecord {}
+impl Record for GivenRecord {}
+impl Record for TakingRecord {}
+
+impl ContentRecord {
+    /// Where its data are found here.
+    pub(crate) fn domains(&self) -> Domains {
+        let domains: Vec<Domain> = self.domains.iter().copied().map(Domain).collect();
+        if domains.is_empty() { Domain::OWN.into() } else { Domains::new(&domains) }
+    }
+
+    /// What must be kept for it.
+    fn live(&self) -> Vec<Live> {
+        let domains = self.domains();
+        let manifest = Live::Object { key: self.snapshot.into(), domains: domains.clone() };
+        let tree = |root| {
+            Live::Tree(LiveTree {
+                root,
+                size_bytes: self.size_bytes,
+                domains: domains.clone(),
+                chunks: true,
+                partial: self.origin.is_some(),
+            })
+        };
+        std::iter::once(manifest).chain(self.root.map(tree)).collect()
+    }
+}
+
+/// What a record of a cluster refers to; `None` where the record is of another kind.
+pub(crate) fn live(name: &str, value: &[u8]) -> Result<Option<Vec<Live>>, format::CanonicalError> {
+    const MAX_RECORD_BYTES: usize = 1 << 20;
+    if name.starts_with(OFFER) {
+        let record: OfferRecord = format::from_canonical(value, MAX_RECORD_BYTES)?;
+        return Ok(Some(record.content.map(|content| content.live()).unwrap_or_default()));
+    }
+    if name.starts_with(GIVEN) {
+        let record: GivenRecord = format::from_canonical(value, MAX_RECORD_BYTES)?;
+        return Ok(Some(if record.settled { Vec::new() } else { record.content.live() }));
+    }
+    Ok([MEMBER, HOME, TAKING].iter().any(|known| name.starts_with(known)).then(Vec::new))
+}

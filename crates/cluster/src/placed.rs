@@ -3,6 +3,7 @@
 //! Invariant: a request is made at one home. Whoever changes the home waits for the changes that are under way, and new requests wait
 //! for it.
 
+use std::pin::pin;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -11,6 +12,8 @@ use medium::File;
 use store::{FreezeError, InFile};
 use tokio::sync::{OwnedRwLockWriteGuard, RwLock as AsyncRwLock};
 use volume::{BlockDevice, DeviceError, Durability, Extent, Readiness};
+
+use crate::remote::RemoteVolume;
 
 /// A device that can be exchanged while it is used.
 #[derive(Debug)]
@@ -63,10 +66,41 @@ impl Placed {
         Switching { state: Arc::clone(&self.state), _gate: gate }
     }
 
-    /// Does something to the device, on a thread that may wait.
-    fn with<T>(&self, work: impl FnOnce(&dyn BlockDevice) -> T) -> T {
-        let _shared = self.state.gate.blocking_read();
-        work(&*self.state.device())
+    /// Puts another device in place of one that cannot answer any more, as its volume has been given. What is under way there is
+    /// not waited for: it fails, and is made again at the other device.
+    pub async fn replace(&self, given: &RemoteVolume, device: Arc<dyn BlockDevice>) {
+        let mut hold = pin!(self.hold());
+        let switching = tokio::select! {
+            biased;
+            switching = &mut hold => switching,
+            // It waits in line now: whoever fails finds the other device behind it.
+            () = std::future::ready(()) => {
+                given.close();
+                hold.await
+            }
+        };
+        switching.to(device);
+        given.close();
+    }
+
+    /// Does something to the device, on a thread that may wait. What fails as the device is closed meanwhile is done again at the next
+    /// one.
+    fn with<T>(&self, work: impl Fn(&dyn BlockDevice) -> Result<T, DeviceError>) -> Result<T, DeviceError> {
+        loop {
+            let (device, outcome) = {
+                let _shared = self.state.gate.blocking_read();
+                let device = self.state.device();
+                let outcome = work(&*device);
+                (device, outcome)
+            };
+            if !matches!(outcome, Err(DeviceError::Closed)) {
+                return outcome;
+            }
+            let _shared = self.state.gate.blocking_read();
+            if Arc::ptr_eq(&device, &self.state.device()) {
+                return outcome;
+            }
+        }
     }
 }
 

@@ -309,6 +309,25 @@ async fn a_volume_changes_its_place_while_it_is_used() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_home_did_not_answer_before_it_gave_the_volume_is_made_at_the_next_one() {
+    let setting = Setting::new();
+    setting.network.stall(setting.endpoint, true);
+    let remote = setting.open("web1");
+    let placed = Placed::new(Arc::<RemoteVolume>::clone(&remote));
+    let waiting = tokio::task::spawn_blocking({
+        let placed = Arc::clone(&placed);
+        move || placed.write(0, &[2; BLOCK], Durability::Process)
+    });
+    let reading = tokio::spawn(placed.read(0, BLOCK));
+    tokio::task::yield_now().await;
+    let here = Fragile::new();
+    placed.replace(&remote, Arc::<Fragile>::clone(&here)).await;
+    waiting.await.unwrap().unwrap();
+    reading.await.unwrap().unwrap();
+    assert_eq!(here.now.lock().unwrap()[..BLOCK], [2; BLOCK]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_stops_to_wait_for_an_unreachable_home_is_let_go() {
     let setting = Setting::new();
     let device = setting.open("web1");

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use export::{ExportError, Listen, NbdOptions, NbdServer, Reservation, SingleExport, Suspended, Tls};
 use store::ChunkStore;
+use types::Name;
 use volume::BlockDevice;
 
 use crate::api::{ApiError, AttachRequest, Attachment, ErrorCode, Transport};
@@ -314,10 +315,18 @@ impl Node {
             kernel: None,
             remote,
         };
+        let volume = target.parse::<Name>().ok().filter(|name| self.volumes.get(name).is_some());
         let (node, insecure) = (Arc::clone(self), request.insecure_listen);
         blocking(move || {
             let begin = if insecure { Begin::AskedOfAll } else { Begin::Asked };
             node.attachments.start(&target, &record, device, begin)?;
+            if volume.is_some_and(|name| node.volumes.get(&name).is_none()) {
+                node.attachments.stop(&target);
+                let message = format!("{target} has just been given to another member or removed");
+                return Err(
+                    ApiError::new(ErrorCode::Conflict, message).hint("try again: it is attached from where it is")
+                );
+            }
             if transport == Transport::Fuse {
                 let made = node.attachments.make_device(&target);
                 if made.is_err() {

@@ -12,7 +12,7 @@ use volume::{TreeBase, Volume};
 use super::find::Location;
 use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord};
 use crate::api::{ApiError, ErrorCode};
-use crate::error::{blocking, store_error};
+use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
 use crate::record::Record;
 use crate::snapshots::volume_error;
@@ -200,7 +200,7 @@ impl Node {
         let Some(volume) = self.volumes.get(name) else {
             return match self.given_record(name)? {
                 Some(given) if given.to == to => Ok(given_reply(&given)),
-                _ => self.find_volume(name).map(|_| unreachable!("it is not here")),
+                _ => Err(not_found("volume", name)),
             };
         };
         self.check_arrived(name)?;
@@ -232,6 +232,11 @@ impl Node {
         content: ContentRecord,
     ) -> Result<Option<GivenRecord>, ApiError> {
         let name = volume.name();
+        // Somebody may have attached it since it was looked for.
+        if self.attachments.find(name.as_str()).is_some() {
+            self.forget_offer(name.as_str(), Some(frozen))?;
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is attached again")));
+        }
         let epoch = self.home_record(name)?.map_or(0, |home| home.epoch) + 1;
         let labels = self.labels.of(volume.id());
         let given = GivenRecord { to, epoch, content: content.clone(), labels, settled: false, at_ms: now_ms() };

@@ -132,18 +132,18 @@ impl Node {
     }
 
     async fn take_once(self: &Arc<Self>, name: &Name, progress: &Arc<Progress>) -> Result<(), ApiError> {
-        let from = match self.locate(name).await {
-            Location::Mine { from } => from,
+        let (from, decided) = match self.locate(name).await {
+            Location::Mine { from } => (from, true),
             Location::At { home, .. } => {
                 self.begin_taking(name, home.endpoint).await?;
                 self.fetch_rounds(name, &home, progress).await?;
-                home
+                (home, false)
             }
-            Location::Nowhere | Location::Unknown(_) => self.home_of(name).await?.0,
+            Location::Nowhere | Location::Unknown(_) => (self.home_of(name).await?.0, false),
         };
         // Decided at the home: it is not given up half way.
         let (node, name) = (Arc::clone(self), name.clone());
-        let receiving = tokio::spawn(async move { node.receive(&name, &from).await });
+        let receiving = tokio::spawn(async move { node.receive(&name, &from, decided).await });
         receiving.await.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a worker failed: {error}")))?
     }
 
@@ -187,17 +187,18 @@ impl Node {
         })
     }
 
-    /// Holds changes, has the home give the volume, and goes on with it here.
-    async fn receive(self: &Arc<Self>, name: &Name, from: &Member) -> Result<(), ApiError> {
+    /// Holds changes, has the home give the volume, and goes on with it here. Where the home has given it before, there is nothing to
+    /// hold: nobody answers what is under way, until it is made again here.
+    async fn receive(self: &Arc<Self>, name: &Name, from: &Member, decided: bool) -> Result<(), ApiError> {
         let busy = |_| ApiError::new(ErrorCode::Unreachable, format!("requests to {name} take too long"));
         let used = self.cluster.uses.get(name);
         let switching = match &used {
-            None => None,
-            Some(used) => {
+            Some(used) if !decided => {
                 let switching = timeout(HOLD, used.placed.hold()).await.map_err(busy)?;
                 timeout(HOLD, used.remote.drain()).await.map_err(busy)?;
                 Some(switching)
             }
+            _ => None,
         };
         let request = Request::Give { volume: name.clone() };
         let reply = self.cluster.peers.ask(from.endpoint, &request, GIVE).await;
@@ -206,10 +207,15 @@ impl Node {
         };
         let (node, adopting, endpoint) = (Arc::clone(self), name.clone(), from.endpoint);
         let volume = blocking(move || node.adopt(&adopting, endpoint, given)).await?;
-        if let (Some(switching), Some(used)) = (switching, used) {
-            switching.to(volume);
+        if let Some(used) = used {
+            match switching {
+                Some(switching) => {
+                    switching.to(volume);
+                    used.remote.close();
+                }
+                None => used.placed.replace(&used.remote, volume).await,
+            }
             self.cluster.uses.remove(name);
-            used.remote.close();
             let (node, target) = (Arc::clone(self), name.to_string());
             blocking(move || node.attachment_is_here(&target)).await?;
         }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use format::{CanonicalError, from_canonical, to_canonical};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
@@ -209,19 +209,14 @@ pub enum MessageError {
     Malformed(#[from] CanonicalError),
 }
 
-/// Encodes a message with its length.
-pub(crate) fn encode<M: Encode<()>>(message: &M) -> Bytes {
+/// Sends a message behind its length.
+pub(crate) async fn send<M: Encode<()>>(stream: &mut dyn SendStream, message: &M) -> Result<(), TransportError> {
     let body = to_canonical(message);
     let length = u32::try_from(body.len()).expect("a message is short");
     let mut bytes = BytesMut::with_capacity(LENGTH_BYTES + body.len());
     bytes.extend_from_slice(&length.to_le_bytes());
     bytes.extend_from_slice(&body);
-    bytes.freeze()
-}
-
-/// Sends a message.
-pub(crate) async fn send<M: Encode<()>>(stream: &mut dyn SendStream, message: &M) -> Result<(), TransportError> {
-    stream.send(encode(message)).await
+    stream.send(bytes.freeze()).await
 }
 
 /// Receives a message; the stream's end before the first of its bytes is an error, too.

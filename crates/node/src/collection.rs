@@ -7,8 +7,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use format::Manifest;
 use format::entry::{Action, Entry};
-use format::{Manifest, from_canonical};
 use store::{
     ChunkStore, CollectError, CollectOptions, CollectReport, Domain, Domains, IncompleteRoots, Key, Live, LiveRoots,
     LiveTree,
@@ -19,7 +19,7 @@ use crate::api::{ApiError, CollectRequest, CollectionStatus, ErrorCode, Task, Ta
 use crate::buckets::{BucketState, Buckets};
 use crate::error::{blocking, store_error};
 use crate::node::Node;
-use crate::record::{AttachmentRecord, PolicyRecord, SnapshotRecord};
+use crate::record::{AttachmentRecord, PolicyRecord, Record, SnapshotRecord};
 use crate::task::{Outcome, now_ms};
 use crate::version::parse_place;
 
@@ -37,8 +37,6 @@ const LOOK: Duration = Duration::from_mins(1);
 
 /// By how much a store must have grown to be collected before it is time, in bytes; and by half of what there was.
 const GROWTH_BYTES: u64 = 4 << 30;
-
-const MAX_RECORD_BYTES: usize = 1 << 20;
 
 /// Everything that this node refers to.
 #[derive(Debug)]
@@ -92,11 +90,8 @@ fn incomplete(name: &str, error: impl std::error::Error + Send + Sync + 'static)
     IncompleteRoots { what: format!("the record {name} cannot be read"), source: Some(Box::new(error)) }
 }
 
-fn decode<T>(name: &str, value: &[u8]) -> Result<T, IncompleteRoots>
-where
-    T: minicbor::Encode<()> + for<'b> minicbor::Decode<'b, ()>,
-{
-    from_canonical(value, MAX_RECORD_BYTES).map_err(|error| incomplete(name, error))
+fn decode<R: Record>(name: &str, value: &[u8]) -> Result<R, IncompleteRoots> {
+    R::from_bytes(value).map_err(|error| incomplete(name, error))
 }
 
 /// The versions that are attached: they are read, retired or not.

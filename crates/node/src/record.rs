@@ -25,6 +25,11 @@ pub struct RecordError {
 
 /// A value that is kept as a root record.
 pub(crate) trait Record: Encode<()> + for<'b> Decode<'b, ()> {
+    /// Reads a record from its bytes.
+    fn from_bytes(bytes: &[u8]) -> Result<Self, CanonicalError> {
+        from_canonical(bytes, MAX_RECORD_BYTES)
+    }
+
     /// The change that writes this record under a name.
     fn change(&self, name: String) -> RootChange {
         (name, Some(to_canonical(self)))
@@ -38,7 +43,7 @@ pub(crate) trait Record: Encode<()> + for<'b> Decode<'b, ()> {
     /// Reads a record by its name.
     fn read(store: &dyn ChunkStore, name: String) -> Result<Option<Self>, RecordError> {
         let Some(bytes) = store.roots().get(&name) else { return Ok(None) };
-        match from_canonical(&bytes, MAX_RECORD_BYTES) {
+        match Self::from_bytes(&bytes) {
             Ok(record) => Ok(Some(record)),
             Err(source) => Err(RecordError { name, source }),
         }
@@ -46,7 +51,7 @@ pub(crate) trait Record: Encode<()> + for<'b> Decode<'b, ()> {
 
     /// Reads all records under a prefix, by what follows it in their names.
     fn read_all(store: &dyn ChunkStore, prefix: &str) -> Result<Vec<(String, Self)>, RecordError> {
-        let decode = |(name, bytes): (String, Vec<u8>)| match from_canonical(&bytes, MAX_RECORD_BYTES) {
+        let decode = |(name, bytes): (String, Vec<u8>)| match Self::from_bytes(&bytes) {
             Ok(record) => Ok((name[prefix.len()..].to_owned(), record)),
             Err(source) => Err(RecordError { name, source }),
         };
@@ -222,6 +227,12 @@ impl Record for AttachmentRecord {}
 impl Record for DomainRecord {}
 impl Record for LabelsRecord {}
 
+/// Trust domains by their numbers; this node's own where there are none.
+pub(crate) fn domains_of(numbers: &[u32]) -> Domains {
+    let domains: Vec<Domain> = numbers.iter().copied().map(Domain).collect();
+    if domains.is_empty() { Domain::OWN.into() } else { Domains::new(&domains) }
+}
+
 impl SnapshotRecord {
     /// The name of the record of a version.
     pub(crate) fn name(bucket: BucketId, object: &Name, version: u64) -> String {
@@ -230,8 +241,7 @@ impl SnapshotRecord {
 
     /// Where its data may be found.
     pub(crate) fn domains(&self) -> Domains {
-        let domains: Vec<Domain> = self.domains.iter().copied().map(Domain).collect();
-        if domains.is_empty() { Domain::OWN.into() } else { Domains::new(&domains) }
+        domains_of(&self.domains)
     }
 
     /// The sum of its disks' sizes, in bytes.

@@ -10,7 +10,7 @@ use format::Manifest;
 use format::entry::Action;
 use format::manifest::{Disk, VERSION};
 use store::{ChunkStore, Domain, RootChange};
-use types::{BucketId, CHUNK_BYTES, Name};
+use types::{BucketId, CHUNK_BYTES, Name, SnapshotId};
 
 use crate::api::{ApiError, ErrorCode};
 use crate::buckets::{BucketState, Buckets};
@@ -121,10 +121,7 @@ impl Versions {
             return Ok(());
         }
         let _hold = self.store.hold();
-        let (id, bytes) = manifest_of(&record).identify();
-        let domain = record.domains().iter().last().unwrap_or(Domain::OWN);
-        self.store.put(&id.into(), domain, &bytes).map_err(store_error)?;
-        self.store.commit().map_err(store_error)?;
+        let id = store_manifest(&*self.store, &record)?;
         self.update(bucket.id, object, version, |record| record.snapshot = Some(id))
     }
 
@@ -161,6 +158,16 @@ pub(crate) fn parse_place(name: &str) -> Option<Place> {
     let mut parts = name.split('/');
     let place = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
     parts.next().is_none().then_some(place)
+}
+
+/// Stores the manifest of a version whose disks are sealed, durably, and returns the snapshot's id. The caller holds the store until
+/// a record refers to it.
+pub(crate) fn store_manifest(store: &dyn ChunkStore, record: &SnapshotRecord) -> Result<SnapshotId, ApiError> {
+    let (id, bytes) = manifest_of(record).identify();
+    let domain = record.domains().iter().last().unwrap_or(Domain::OWN);
+    store.put(&id.into(), domain, &bytes).map_err(store_error)?;
+    store.commit().map_err(store_error)?;
+    Ok(id)
 }
 
 fn manifest_of(record: &SnapshotRecord) -> Manifest {

@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use store::RootChange;
 use types::{FrozenId, Name};
 
 use crate::base::TreeBase;
@@ -31,6 +32,17 @@ impl Volumes {
     /// A name that is taken, a disk that is not there or is larger than the size, a size that cannot be, journals that
     /// cannot be made durable, or a store that fails.
     pub fn clone_disk(&self, name: &Name, of: CloneOf, size_bytes: Option<u64>) -> Result<Arc<Volume>, VolumeError> {
+        self.clone_with(name, of, size_bytes, Vec::new())
+    }
+
+    /// As [`clone_disk`](Self::clone_disk), with other changes of the roots in the same step.
+    pub(crate) fn clone_with(
+        &self,
+        name: &Name,
+        of: CloneOf,
+        size_bytes: Option<u64>,
+        further: Vec<RootChange>,
+    ) -> Result<Arc<Volume>, VolumeError> {
         if let CloneOf::Volume(volume) = &of {
             // Most of what the kernel has not written yet is written before others are kept waiting.
             volume.cell.open()?.layers[0].journal.sync()?;
@@ -58,6 +70,6 @@ impl Volumes {
             }
             under.size_bytes = wanted_bytes;
         }
-        self.add(&changing, name, &under, Vec::new())
+        self.add(&changing, name, &under, further)
     }
 }

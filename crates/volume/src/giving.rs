@@ -9,6 +9,7 @@ use store::{Origin, RootChange};
 use types::{FrozenId, Name};
 
 use crate::base::TreeBase;
+use crate::cloning::CloneOf;
 use crate::deleted::Deleted;
 use crate::error::VolumeError;
 use crate::records::DeletedRecord;
@@ -22,12 +23,7 @@ impl Volumes {
     /// # Errors
     /// A name that is taken, a size that cannot be, or a store that fails; then nothing has changed.
     pub fn adopt(&self, name: &Name, base: TreeBase, further: Vec<RootChange>) -> Result<Arc<Volume>, VolumeError> {
-        let changing = self.changes.lock();
-        if self.get(name).is_some() {
-            return Err(VolumeError::Exists(name.clone()));
-        }
-        let under = Stack::new(self.context.clone(), base.size_bytes, base, Vec::new());
-        self.add(&changing, name, &under, further)
+        self.clone_with(name, CloneOf::Tree(base), None, further)
     }
 
     /// Deletes a volume so that it can be taken back, and makes other changes of the roots in the same step: if it is still what

@@ -6,7 +6,7 @@ use export::loop_device::LoopDevice;
 use export::{Exports as _, Listen};
 
 use super::kernel::{self, A_MOMENT, KernelDevice, Source, wait_until};
-use super::{Attachments, PREFIX};
+use super::{Attachments, PREFIX, record_name};
 use crate::api::{ApiError, ErrorCode};
 use crate::error::store_error;
 use crate::record::{AttachmentRecord, KernelRecord, Record as _};
@@ -113,7 +113,7 @@ impl Attachments {
         let now = record_of(&device.resume(&source, Some(number))?);
         if record.kernel != Some(now) {
             record.kernel = Some(now);
-            record.write(&*self.store, format!("{PREFIX}{target}")).map_err(store_error)?;
+            record.write(&*self.store, record_name(target)).map_err(store_error)?;
         }
         Ok(())
     }

@@ -79,10 +79,21 @@ impl Node {
 
     /// The member that has a volume, which is not here.
     pub(super) async fn home_of(&self, volume: &Name) -> Result<(Member, u64), ApiError> {
+        self.locate(volume).await.home(volume)
+    }
+}
+
+impl Location {
+    /// The member that has a volume, or why none is known.
+    pub(super) fn home(self, volume: &Name) -> Result<(Member, u64), ApiError> {
         let message = format!("there is no volume {volume} at this node");
-        match self.locate(volume).await {
+        match self {
             Location::At { home, size_bytes } => Ok((home, size_bytes)),
-            Location::Mine { .. } => Err(about_to_arrive(volume)),
+            Location::Mine { .. } => {
+                // It is not gone.
+                Err(ApiError::new(ErrorCode::Conflict, format!("{volume} is about to arrive here"))
+                    .hint(format!("go on with: brant volume take {volume}")))
+            }
             Location::Nowhere => {
                 Err(ApiError::new(ErrorCode::NotFound, format!("{message} or at a member of the cluster"))
                     .hint("see: brant volume list, and brant volume list --deleted"))
@@ -91,12 +102,6 @@ impl Node {
                 .hint("start that node, or see that it can be reached; brant cluster show tells of all")),
         }
     }
-}
-
-/// The error of a volume that was given to this node, and with which it has not yet begun: it is not gone.
-pub(super) fn about_to_arrive(volume: &Name) -> ApiError {
-    ApiError::new(ErrorCode::Conflict, format!("{volume} is about to arrive here"))
-        .hint(format!("go on with: brant volume take {volume}"))
 }
 
 /// The node, as volumes that are used from here ask it for their home.

@@ -13,7 +13,6 @@ use tower::ServiceExt as _;
 use types::{Name, SnapshotId};
 
 use super::asked;
-use super::find::{Location, about_to_arrive};
 use super::moves::Member;
 use crate::api::{ApiError, ErrorCode, Volume};
 use crate::node::Node;
@@ -61,20 +60,15 @@ pub(crate) async fn forward(State(node): State<Arc<Node>>, request: Request, nex
     };
     let volume = about_volumes.or_else(|| volume_of_clone(&body)).filter(|name| node.volumes.get(name).is_none());
     let Some(volume) = volume else { return next.run(Request::from_parts(head, Body::from(body))).await };
-    match node.locate(&volume).await {
-        Location::At { home, .. } => {
+    match node.home_of(&volume).await {
+        Ok((home, _)) => {
             let path = head.uri.path_and_query().map_or_else(String::new, ToString::to_string);
             let answered = node.forward_to(&home, &volume, &head.method, path, body.to_vec()).await;
             answered.unwrap_or_else(|error| error.into_response())
         }
-        Location::Unknown(why) => {
-            let message = format!("there is no volume {volume} at this node: {why}");
-            ApiError::new(ErrorCode::Unreachable, message)
-                .hint("start that node, or see that it can be reached; brant cluster show tells of all")
-                .into_response()
-        }
-        Location::Mine { .. } => about_to_arrive(&volume).into_response(),
-        Location::Nowhere => next.run(Request::from_parts(head, Body::from(body))).await,
+        // What this node itself knows of the name is more to the point.
+        Err(error) if error.code == ErrorCode::NotFound => next.run(Request::from_parts(head, Body::from(body))).await,
+        Err(error) => error.into_response(),
     }
 }
 

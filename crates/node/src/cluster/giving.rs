@@ -4,9 +4,8 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cluster::message::{Given, Offered, Place};
-use format::Manifest;
 use store::{Domain, Domains};
-use types::{CHUNK_BYTES, EndpointId, FrozenId, Name, Progress};
+use types::{EndpointId, FrozenId, Name, Progress};
 use volume::{TreeBase, Volume};
 
 use super::find::Location;
@@ -14,9 +13,10 @@ use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER,
 use crate::api::{ApiError, ErrorCode};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
-use crate::record::Record;
+use crate::record::{DiskRecord, OriginRecord, Record, SnapshotRecord};
 use crate::snapshots::volume_error;
 use crate::task::now_ms;
+use crate::version::store_manifest;
 
 /// How often it is tried to find a moment in which nobody writes.
 const TRIES: usize = 3;
@@ -156,30 +156,19 @@ impl Node {
 
     fn store_manifest(&self, name: Name, sealed: &TreeBase) -> Result<ContentRecord, ApiError> {
         let domains = sealed.domains.with(&Domains::from(sealed.written));
-        let manifest = Manifest {
-            version: format::manifest::VERSION,
+        let origin = sealed.origin.map(OriginRecord::from);
+        let (size_bytes, root) = (sealed.size_bytes, sealed.root);
+        let record = SnapshotRecord {
             taken_ms: now_ms(),
-            disks: vec![format::Disk {
-                name,
-                size_bytes: sealed.size_bytes,
-                chunk_bytes: u32::try_from(CHUNK_BYTES).expect("a chunk is 64 KiB"),
-                root: sealed.root,
-            }],
-            base: sealed.origin.map(|origin| origin.snapshot),
             message: String::new(),
+            disks: vec![DiskRecord { name, size_bytes, frozen: None, root, origin }],
+            domains: domains.iter().map(|domain| domain.0).collect(),
+            base: sealed.origin.map(|origin| origin.snapshot),
+            snapshot: None,
             machine: None,
         };
-        let (snapshot, bytes) = manifest.identify();
-        let domain = domains.iter().last().unwrap_or(Domain::OWN);
-        self.store.put(&snapshot.into(), domain, &bytes).map_err(store_error)?;
-        self.store.commit().map_err(store_error)?;
-        Ok(ContentRecord {
-            snapshot,
-            size_bytes: sealed.size_bytes,
-            root: sealed.root,
-            domains: domains.iter().map(|domain| domain.0).collect(),
-            origin: sealed.origin.map(Into::into),
-        })
+        let snapshot = store_manifest(&*self.store, &record)?;
+        Ok(ContentRecord { snapshot, size_bytes, root, domains: record.domains, origin })
     }
 
     /// An error while a volume is still coming here: whoever takes it would have to ask two members.

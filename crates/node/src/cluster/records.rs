@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use minicbor::{Decode, Encode};
-use store::{Domain, Domains, Live, LiveTree};
+use store::{Domains, Live, LiveTree};
 use types::{EndpointId, FrozenId, Name, NodeId, SnapshotId};
 
-use crate::record::{OriginRecord, Record};
+use crate::record::{OriginRecord, Record, domains_of};
 
 pub(crate) const MEMBER: &str = "cluster/";
 pub(crate) const HOME: &str = "home/";
@@ -119,8 +119,7 @@ impl Record for TakingRecord {}
 impl ContentRecord {
     /// Where its data are found here.
     pub(crate) fn domains(&self) -> Domains {
-        let domains: Vec<Domain> = self.domains.iter().copied().map(Domain).collect();
-        if domains.is_empty() { Domain::OWN.into() } else { Domains::new(&domains) }
+        domains_of(&self.domains)
     }
 
     /// What must be kept for it.
@@ -142,13 +141,11 @@ impl ContentRecord {
 
 /// What a record of a cluster refers to; `None` where the record is of another kind.
 pub(crate) fn live(name: &str, value: &[u8]) -> Result<Option<Vec<Live>>, format::CanonicalError> {
-    const MAX_RECORD_BYTES: usize = 1 << 20;
     if name.starts_with(OFFER) {
-        let record: OfferRecord = format::from_canonical(value, MAX_RECORD_BYTES)?;
-        return Ok(Some(record.content.map(|content| content.live()).unwrap_or_default()));
+        return Ok(Some(OfferRecord::from_bytes(value)?.content.map(|content| content.live()).unwrap_or_default()));
     }
     if name.starts_with(GIVEN) {
-        let record: GivenRecord = format::from_canonical(value, MAX_RECORD_BYTES)?;
+        let record = GivenRecord::from_bytes(value)?;
         return Ok(Some(if record.settled { Vec::new() } else { record.content.live() }));
     }
     Ok([MEMBER, HOME, TAKING].iter().any(|known| name.starts_with(known)).then(Vec::new))

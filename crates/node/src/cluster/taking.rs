@@ -54,8 +54,8 @@ impl Node {
         }
         if self.volumes.get(name).is_none() {
             match self.locate(name).await {
-                Location::At { .. } | Location::Mine { .. } => {}
-                Location::Nowhere | Location::Unknown(_) => drop(self.home_of(name).await?),
+                Location::Mine { .. } => {}
+                location => drop(location.home(name)?),
             }
         }
         let (node, taking) = (Arc::clone(self), name.clone());
@@ -134,12 +134,12 @@ impl Node {
     async fn take_once(self: &Arc<Self>, name: &Name, progress: &Arc<Progress>) -> Result<(), ApiError> {
         let (from, decided) = match self.locate(name).await {
             Location::Mine { from } => (from, true),
-            Location::At { home, .. } => {
+            location => {
+                let (home, _) = location.home(name)?;
                 self.begin_taking(name, home.endpoint).await?;
                 self.fetch_rounds(name, &home, progress).await?;
                 (home, false)
             }
-            Location::Nowhere | Location::Unknown(_) => (self.home_of(name).await?.0, false),
         };
         // Decided at the home: it is not given up half way.
         let (node, name) = (Arc::clone(self), name.clone());

@@ -53,7 +53,7 @@ struct Shared {
     name: Name,
     size_bytes: AtomicU64,
     table: Mutex<Table>,
-    /// Who was the home when it was last talked to.
+    /// Who was the home when it was last talked to, or found.
     home: Mutex<Option<EndpointId>>,
     /// Woken when there is something to send.
     entered: Notify,
@@ -78,14 +78,14 @@ impl Shared {
 }
 
 impl RemoteVolume {
-    /// Begins to use a volume of the given size. Needs a tokio runtime.
+    /// Begins to use a volume of the given size, whose home is `home` as far as is known. Needs a tokio runtime.
     #[must_use]
-    pub fn open(name: Name, size_bytes: u64, members: Arc<dyn Members>) -> Arc<Self> {
+    pub fn open(name: Name, size_bytes: u64, home: Option<EndpointId>, members: Arc<dyn Members>) -> Arc<Self> {
         let shared = Arc::new(Shared {
             name,
             size_bytes: AtomicU64::new(size_bytes),
             table: Mutex::default(),
-            home: Mutex::default(),
+            home: Mutex::new(home),
             entered: Notify::new(),
             idle: Notify::new(),
             closed: CancellationToken::new(),
@@ -111,7 +111,7 @@ impl RemoteVolume {
         }
     }
 
-    /// The member that was the home when it was last talked to.
+    /// The member that was the home when it was last talked to, or when it was found.
     #[must_use]
     pub fn home(&self) -> Option<EndpointId> {
         *self.shared.home.lock().unwrap_or_else(PoisonError::into_inner)

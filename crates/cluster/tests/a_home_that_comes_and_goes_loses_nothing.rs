@@ -194,7 +194,7 @@ impl Setting {
 
     fn open(&self, name: &str) -> Arc<RemoteVolume> {
         let members = Arc::new(To { peers: Arc::clone(&self.peers), home: self.endpoint });
-        RemoteVolume::open(name.parse().unwrap(), SIZE as u64, members)
+        RemoteVolume::open(name.parse().unwrap(), SIZE as u64, None, members)
     }
 }
 

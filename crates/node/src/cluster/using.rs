@@ -70,12 +70,15 @@ impl Node {
         let Some(name) = name.filter(|_| known.is_some() || !self.cluster.moves.members().is_empty()) else {
             return Err(error);
         };
-        let record = match known {
-            Some(known) => known,
-            None => RemoteRecord { size_bytes: self.home_of(&name).await?.1 },
+        let (record, home) = match known {
+            Some(known) => (known, None),
+            None => {
+                let (home, size_bytes) = self.home_of(&name).await?;
+                (RemoteRecord { size_bytes }, Some(home.endpoint))
+            }
         };
         let members = Arc::new(NodeMembers(Arc::downgrade(self)));
-        let remote = RemoteVolume::open(name.clone(), record.size_bytes, members);
+        let remote = RemoteVolume::open(name.clone(), record.size_bytes, home, members);
         let placed = Placed::new(Arc::<RemoteVolume>::clone(&remote));
         self.cluster.uses.insert(name.clone(), &placed, &remote);
         Ok((name.to_string(), placed, Some(record)))

@@ -1,6 +1,6 @@
 //! What the members of a cluster send each other.
 
-use cluster::message::{Given, MAX_MESSAGE_BYTES, Offered, Place, Refusal, Reply, Request, decode};
+use cluster::message::{Given, MAX_MESSAGE_BYTES, Offered, Place, Refusal, Reply, Request, Schedule, decode};
 use cluster::{MAX_PAYLOAD_BYTES, Operation, Outcome, REPLY_BYTES, REQUEST_BYTES, ReplyFrame, RequestFrame};
 use format::to_canonical;
 use types::{EndpointId, Name, SnapshotId};
@@ -46,6 +46,14 @@ pub(crate) fn reply_seeds() -> Vec<Vec<u8>> {
         epoch: 3,
         origin: Some(Place { snapshot: SnapshotId([2; 32]), disk: 1 }),
         labels: [(name(), "alice".to_owned())].into(),
+        schedule: Some(Schedule {
+            bucket: name(),
+            object: name(),
+            disk: None,
+            every_ms: 3_600_000,
+            keep: "3,24h".parse().ok(),
+            latest_ms: 1,
+        }),
     };
     let refusal =
         Refusal { code: "conflict".to_owned(), message: "in use".to_owned(), hint: Some("stop it".to_owned()) };

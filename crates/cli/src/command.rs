@@ -18,6 +18,7 @@ pub(crate) mod node;
 pub(crate) mod place;
 pub(crate) mod publish;
 pub(crate) mod revert;
+mod schedule;
 pub(crate) mod snapshot;
 pub(crate) mod status;
 pub(crate) mod store;

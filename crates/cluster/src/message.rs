@@ -10,7 +10,7 @@ use format::{CanonicalError, from_canonical, to_canonical};
 use minicbor::bytes::ByteVec;
 use minicbor::{Decode, Encode};
 use swarm::transport::{ReceiveStream, SendStream, TransportError};
-use types::{EndpointId, Name, NodeId, SnapshotId};
+use types::{EndpointId, Keep, Name, NodeId, SnapshotId};
 
 /// The longest request or reply, in bytes: a request to the API with its path.
 pub const MAX_MESSAGE_BYTES: usize = (1 << 20) + (64 << 10);
@@ -170,6 +170,32 @@ pub struct Given {
     /// Its labels.
     #[n(3)]
     pub labels: BTreeMap<Name, String>,
+    /// When snapshots of it are taken by themselves, where they are.
+    #[n(4)]
+    pub schedule: Option<Schedule>,
+}
+
+/// When snapshots of a volume are taken by themselves.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Schedule {
+    /// The bucket that they go to, by its name at whoever is home.
+    #[n(0)]
+    pub bucket: Name,
+    /// The object.
+    #[n(1)]
+    pub object: Name,
+    /// What the disk is called in them, where that was said.
+    #[n(2)]
+    pub disk: Option<Name>,
+    /// How often, in milliseconds.
+    #[n(3)]
+    pub every_ms: u64,
+    /// Which are kept; all of them where nothing was said.
+    #[n(4)]
+    pub keep: Option<Keep>,
+    /// When the last one was taken, in milliseconds since 1970.
+    #[n(5)]
+    pub latest_ms: u64,
 }
 
 /// A disk of a snapshot.

@@ -18,6 +18,8 @@
 //! | `POST /v1/volumes/{volume}/resize`, `…/revert` | [`ResizeRequest`], [`RevertRequest`] | [`Volume`], [`Reverted`] |
 //! | `POST /v1/volumes/{volume}/labels` | [`LabelRequest`] | [`Volume`] |
 //! | `POST /v1/volumes/{volume}/protect`, `DELETE` | [`ProtectRequest`] | [`VolumeDetail`] |
+//! | `GET /v1/volumes/{volume}/schedule`, `POST`, `DELETE` | [`ScheduleRequest`] | [`Schedule`] |
+//! | `GET /v1/schedules` | | `[Schedule]` |
 //! | `GET /v1/deleted-volumes`, `DELETE …/{deleted}` | | [`DeletedVolume`] |
 //! | `POST /v1/deleted-volumes/{deleted}/restore` | [`RestoreRequest`] | [`Volume`] |
 //! | `POST /v1/clones` | [`CloneRequest`] | [`Volume`] |
@@ -46,6 +48,7 @@ mod bucket;
 mod cluster;
 mod difference;
 mod error;
+mod schedule;
 mod snapshot;
 mod status;
 mod store;
@@ -60,6 +63,7 @@ pub use bucket::{
 pub use cluster::{AddMemberRequest, Cluster, Member};
 pub use difference::{DifferenceExtent, DifferenceKind, Differences};
 pub use error::{ApiError, ErrorCode};
+pub use schedule::{LastScheduled, Schedule, ScheduleFailure, ScheduleRequest};
 pub use snapshot::{
     CloneRequest, DiskDetail, ImageFormat, ImportRequest, Machine, MaterializeRequest, Reflink, Snapshot,
     SnapshotDetail, SnapshotState, SourceSpec, TakeSnapshotRequest, TargetSpec,

@@ -71,7 +71,7 @@ impl LiveRoots for NodeRoots {
                 taken_here.insert(place);
             } else if let Some(kept) = crate::cluster::live(name, value).map_err(|error| incomplete(name, error))? {
                 kept.into_iter().for_each(&mut *live);
-            } else if !["bucket/", "attachment/", "domain/", "labels/", "scrub/"]
+            } else if !["bucket/", "attachment/", "domain/", "labels/", "schedule/", "scrub/"]
                 .iter()
                 .any(|known| name.starts_with(known))
             {

@@ -28,6 +28,7 @@ mod resolve;
 mod restart;
 mod rewind;
 mod routes;
+mod schedule;
 mod scrub;
 mod serve;
 mod snapshots;

@@ -1,8 +1,10 @@
 //! What lists and details show, made from the parts that know it.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
 
 use store::Domain;
+use types::Name;
 use volume::{BlockDevice as _, TreeBase, Volume};
 
 use crate::api;
@@ -17,38 +19,41 @@ use crate::version::Versions;
 pub(crate) fn versions_of(bucket: &BucketState, versions: &Versions) -> Vec<api::Snapshot> {
     let name = bucket.name();
     let history = bucket.history();
-    let mut all = Vec::new();
+    let mut all = BTreeMap::new();
     for (object, logged) in history.log.objects() {
-        all.extend((1..).zip(logged).map(|(version, logged)| api::Snapshot {
-            bucket: name.clone(),
-            object: object.clone(),
-            version,
-            id: Some(logged.snapshot),
-            state: state_of(logged.retired, true),
-            size_bytes: logged.size_bytes,
-            taken_ms: logged.time_ms,
-            message: logged.message.clone(),
+        all.extend((1..).zip(logged).map(|(version, logged)| {
+            let snapshot = api::Snapshot {
+                bucket: name.clone(),
+                object: object.clone(),
+                version,
+                id: Some(logged.snapshot),
+                state: state_of(logged.retired, true),
+                size_bytes: logged.size_bytes,
+                taken_ms: logged.time_ms,
+                message: logged.message.clone(),
+                scheduled: false,
+            };
+            ((object.clone(), version), snapshot)
         }));
     }
     drop(history);
     for (object, version, record) in versions.of_bucket(bucket.id) {
-        let listed = all.iter_mut().find(|snapshot| snapshot.object == object && snapshot.version == version);
-        match listed {
-            Some(listed) => listed.taken_ms = record.taken_ms,
-            None => all.push(api::Snapshot {
-                bucket: name.clone(),
-                size_bytes: record.size_bytes(),
-                object,
-                version,
-                id: record.snapshot,
-                state: state_of(false, record.snapshot.is_some()),
-                taken_ms: record.taken_ms,
-                message: record.message,
-            }),
-        }
+        let unlogged = |(object, version): &(Name, u64)| api::Snapshot {
+            bucket: name.clone(),
+            object: object.clone(),
+            version: *version,
+            id: record.snapshot,
+            state: state_of(false, record.snapshot.is_some()),
+            size_bytes: record.size_bytes(),
+            taken_ms: record.taken_ms,
+            message: record.message.clone(),
+            scheduled: false,
+        };
+        let listed = all.entry((object, version)).or_insert_with_key(unlogged);
+        listed.taken_ms = record.taken_ms;
+        listed.scheduled = record.scheduled == Some(true);
     }
-    all.sort_by(|left, right| (&left.object, left.version).cmp(&(&right.object, right.version)));
-    all
+    all.into_values().collect()
 }
 
 /// A bucket, as in a list.
@@ -155,6 +160,7 @@ impl Node {
                 from_ms: window.from_ms,
                 bytes: window.bytes,
             }),
+            schedule: self.schedule_of(volume.id()),
             clients: self.attachments.find(name).map_or(0, |attachment| attachment.connections),
             layers: status.layers as u64,
             root: status.base.root.map(|root| root.to_string()),

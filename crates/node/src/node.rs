@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::{SnapshotId, VolumeId};
-use volume::{VolumeOptions, Volumes};
+use volume::{Clock, VolumeOptions, Volumes};
 
 use crate::api::{ApiError, CollectionStatus, ScrubStatus, TaskKind};
 use crate::attachments::Attachments;
@@ -29,6 +29,7 @@ use crate::labels::Labels;
 use crate::library::NodeLibrary;
 use crate::passed::PassedSockets;
 use crate::restart::SuccessorState;
+use crate::schedule::Schedules;
 use crate::task::Tasks;
 use crate::version::Versions;
 
@@ -53,6 +54,8 @@ pub struct NodeOptions {
     pub manifest_timeout: Duration,
     /// The sockets that the process was started with.
     pub passed: PassedSockets,
+    /// What tells the time of schedules.
+    pub clock: Clock,
 }
 
 impl NodeOptions {
@@ -69,6 +72,7 @@ impl NodeOptions {
             scrub_every: Some(Duration::from_hours(30 * 24)),
             manifest_timeout: Duration::from_secs(20),
             passed: PassedSockets::default(),
+            clock: Clock::default(),
         }
     }
 }
@@ -80,6 +84,7 @@ pub(crate) struct Node {
     pub(crate) store: Arc<dyn ChunkStore>,
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) labels: Labels,
+    pub(crate) schedules: Schedules,
     pub(crate) swarm: Arc<Swarm>,
     pub(crate) buckets: Arc<Buckets>,
     pub(crate) versions: Arc<Versions>,
@@ -149,6 +154,7 @@ impl Node {
         };
         let cluster = Cluster::open(&*store, moves, &swarm)?;
         let labels = Labels::open(Arc::clone(&store), &volumes)?;
+        let schedules = Schedules::open(Arc::clone(&store), &volumes)?;
         let catalog = Catalog::open(&directory.join("catalog.sqlite")).await?;
         let tasks = Tasks::new(catalog.clone(), stopping.clone());
         let runtime = tokio::runtime::Handle::current();
@@ -158,6 +164,7 @@ impl Node {
             store,
             volumes,
             labels,
+            schedules,
             swarm,
             buckets,
             versions,
@@ -224,6 +231,7 @@ impl Node {
         self.spawn_announcer();
         self.spawn_collector();
         self.spawn_scrubber();
+        self.spawn_scheduler();
         Ok(())
     }
 

@@ -2,13 +2,15 @@
 //!
 //! They are records of the store, durable before anything is acknowledged. The catalog is derived from them. Their
 //! names: `bucket/ID`, `snapshot/BUCKET/OBJECT/VERSION`, `attachment/TARGET`, `domain/OWNER`,
-//! `labels/VOLUME`, `scrub/position`; those of a cluster are in `cluster/records.rs`.
+//! `labels/VOLUME`, `schedule/VOLUME`, `scrub/position`; those of a cluster are in `cluster/records.rs`.
 
+use cluster::message::Schedule;
 use format::manifest::Machine;
 use format::{CanonicalError, from_canonical, to_canonical};
 use minicbor::{Decode, Encode};
 use store::{ChunkStore, Domain, Domains, Origin, RootChange, StoreError};
-use types::{BucketId, FrozenId, Name, NodeId, SnapshotId};
+use types::{BucketId, FrozenId, JournalId, Keep, Name, NodeId, SnapshotId};
+use volume::Position;
 
 use crate::cluster::RemoteRecord;
 
@@ -123,6 +125,9 @@ pub(crate) struct SnapshotRecord {
     /// The machine whose disks they are.
     #[n(6)]
     pub(crate) machine: Option<Machine>,
+    /// That a schedule took it, which may withdraw it again.
+    #[n(7)]
+    pub(crate) scheduled: Option<bool>,
 }
 
 /// A disk of such a version.
@@ -209,6 +214,51 @@ pub(crate) struct LabelsRecord {
     pub(crate) labels: std::collections::BTreeMap<Name, String>,
 }
 
+/// When snapshots of a volume are taken, whose id its name says, and what is kept of them.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ScheduleRecord {
+    /// The bucket that they go to, by its name here.
+    #[n(0)]
+    pub(crate) bucket: Name,
+    /// The object. Volumes with the same one are snapshotted together.
+    #[n(1)]
+    pub(crate) object: Name,
+    /// What the disk is called in them, where that was said.
+    #[n(2)]
+    pub(crate) disk: Option<Name>,
+    /// How often, in milliseconds.
+    #[n(3)]
+    pub(crate) every_ms: u64,
+    /// Which are kept; all of them where nothing was said.
+    #[n(4)]
+    pub(crate) keep: Option<Keep>,
+    /// Since when: there is none for what was before.
+    #[n(5)]
+    pub(crate) since_ms: u64,
+    /// The last one that was taken here.
+    #[n(6)]
+    pub(crate) last: Option<ScheduledRecord>,
+}
+
+/// The last snapshot of a volume that its schedule took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ScheduledRecord {
+    /// When.
+    #[n(0)]
+    pub(crate) taken_ms: u64,
+    /// As which version.
+    #[n(1)]
+    pub(crate) version: u64,
+    /// How far the volume had been written before: its journal, and the next number in it.
+    #[n(2)]
+    journal: JournalId,
+    #[n(3)]
+    sequence: u64,
+    /// How large the volume was, in bytes.
+    #[n(4)]
+    pub(crate) size_bytes: u64,
+}
+
 /// How far the scrub is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub(crate) struct ScrubRecord {
@@ -226,6 +276,7 @@ impl Record for SnapshotRecord {}
 impl Record for AttachmentRecord {}
 impl Record for DomainRecord {}
 impl Record for LabelsRecord {}
+impl Record for ScheduleRecord {}
 
 /// Trust domains by their numbers; this node's own where there are none.
 pub(crate) fn domains_of(numbers: &[u32]) -> Domains {
@@ -250,6 +301,36 @@ impl SnapshotRecord {
     }
 }
 
+impl ScheduleRecord {
+    /// When the last snapshot was taken, or since when there shall be some.
+    pub(crate) fn latest_ms(&self) -> u64 {
+        self.last.map_or(self.since_ms, |last| last.taken_ms)
+    }
+
+    /// The schedule as it goes to another member. What was taken here stays here.
+    pub(crate) fn to_message(&self) -> Schedule {
+        let (latest_ms, Self { bucket, object, disk, every_ms, keep, .. }) = (self.latest_ms(), self.clone());
+        Schedule { bucket, object, disk, every_ms, keep, latest_ms }
+    }
+
+    /// The schedule of a volume that was given to this node.
+    pub(crate) fn of_message(schedule: Schedule) -> Self {
+        let Schedule { bucket, object, disk, every_ms, keep, latest_ms } = schedule;
+        Self { bucket, object, disk, every_ms: every_ms.max(1), keep, since_ms: latest_ms, last: None }
+    }
+}
+
+impl ScheduledRecord {
+    pub(crate) fn new(taken_ms: u64, version: u64, position: Position, size_bytes: u64) -> Self {
+        Self { taken_ms, version, journal: position.journal, sequence: position.sequence, size_bytes }
+    }
+
+    /// How far the volume had been written.
+    pub(crate) fn position(&self) -> Position {
+        Position { journal: self.journal, sequence: self.sequence }
+    }
+}
+
 impl From<Origin> for OriginRecord {
     fn from(origin: Origin) -> Self {
         Self { snapshot: origin.snapshot, disk: origin.disk }
@@ -259,5 +340,95 @@ impl From<Origin> for OriginRecord {
 impl From<OriginRecord> for Origin {
     fn from(record: OriginRecord) -> Self {
         Self { snapshot: record.snapshot, disk: record.disk }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// What a version of brant wrote, for ever.
+    fn golden(file: &str, written: &[u8]) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(file);
+        if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
+            std::fs::write(&path, written).unwrap();
+        }
+        assert!(std::fs::read(&path).unwrap() == written, "what is written as {file} has changed");
+    }
+
+    fn disk() -> DiskRecord {
+        let origin = Some(OriginRecord { snapshot: SnapshotId([4; 32]), disk: 1 });
+        let root = Some(NodeId([3; 32]));
+        DiskRecord { name: "disk0".parse().unwrap(), size_bytes: 1 << 30, frozen: None, root, origin }
+    }
+
+    /// [`SnapshotRecord`], as it was before machines were described and snapshots scheduled.
+    #[derive(Encode, Decode)]
+    struct SnapshotRecordAtFirst {
+        #[n(0)]
+        taken_ms: u64,
+        #[n(1)]
+        message: String,
+        #[n(2)]
+        disks: Vec<DiskRecord>,
+        #[n(3)]
+        domains: Vec<u32>,
+        #[n(4)]
+        base: Option<SnapshotId>,
+        #[n(5)]
+        snapshot: Option<SnapshotId>,
+    }
+
+    #[test]
+    fn versions_that_were_taken_at_first_are_still_read() {
+        for (file, snapshot) in [("snapshot-1.cbor", Some(SnapshotId([6; 32]))), ("snapshot-sealing-1.cbor", None)] {
+            let written = to_canonical(&SnapshotRecordAtFirst {
+                taken_ms: 1_790_000_000_000,
+                message: "before the upgrade".to_owned(),
+                disks: vec![disk()],
+                domains: vec![0, 3],
+                base: Some(SnapshotId([5; 32])),
+                snapshot,
+            });
+            golden(file, &written);
+            let read = SnapshotRecord::from_bytes(&written).unwrap();
+            assert_eq!((read.snapshot, read.machine.as_ref(), read.scheduled), (snapshot, None, None));
+            assert_eq!((read.taken_ms, &read.disks[..]), (1_790_000_000_000, &[disk()][..]));
+            assert!(to_canonical(&read) == written, "and written as they were");
+        }
+    }
+
+    #[test]
+    fn versions_and_schedules_are_written_as_documented() {
+        let record = SnapshotRecord {
+            taken_ms: 1_790_000_000_000,
+            message: "scheduled".to_owned(),
+            disks: vec![disk()],
+            domains: vec![0],
+            base: None,
+            snapshot: None,
+            machine: Some(Machine { media_type: "text/plain".to_owned(), description: b"a machine".to_vec() }),
+            scheduled: Some(true),
+        };
+        golden("snapshot-2.cbor", &to_canonical(&record));
+        assert_eq!(SnapshotRecord::from_bytes(&to_canonical(&record)).unwrap(), record);
+        let position = Position { journal: JournalId([7; 16]), sequence: 12 };
+        let schedule = ScheduleRecord {
+            bucket: "vms".parse().unwrap(),
+            object: "web1".parse().unwrap(),
+            disk: Some("disk0".parse().unwrap()),
+            every_ms: 3_600_000,
+            keep: "3,24h,7d,4w".parse().ok(),
+            since_ms: 1_790_000_000_000,
+            last: Some(ScheduledRecord::new(1_790_003_600_000, 9, position, 1 << 30)),
+        };
+        let written = to_canonical(&schedule);
+        golden("schedule-1.cbor", &written);
+        assert_eq!(ScheduleRecord::from_bytes(&written).unwrap(), schedule);
+        for length in 0..written.len() {
+            assert!(ScheduleRecord::from_bytes(&written[..length]).is_err());
+        }
     }
 }

@@ -5,6 +5,7 @@ mod buckets;
 mod cluster;
 mod health;
 mod reply;
+mod schedules;
 mod snapshots;
 mod store;
 mod tasks;
@@ -51,6 +52,10 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         health::metrics,
         health::openapi,
         health::restart,
+        schedules::list,
+        schedules::show,
+        schedules::put,
+        schedules::remove,
         snapshots::list,
         snapshots::take,
         snapshots::show,
@@ -119,6 +124,8 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/volumes/{volume}/labels", post(volumes::label))
         .route("/v1/volumes/{volume}/take", post(volumes::take))
         .route("/v1/volumes/{volume}/protect", post(volumes::protect).delete(volumes::unprotect))
+        .route("/v1/volumes/{volume}/schedule", get(schedules::show).post(schedules::put).delete(schedules::remove))
+        .route("/v1/schedules", get(schedules::list))
         .route("/v1/deleted-volumes", get(volumes::list_deleted))
         .route("/v1/deleted-volumes/{deleted}", axum::routing::delete(volumes::purge))
         .route("/v1/deleted-volumes/{deleted}/restore", post(volumes::restore))

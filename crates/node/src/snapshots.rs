@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use format::manifest::Machine;
-use store::{Domain, Domains};
+use store::{Domain, Domains, RootChange};
 use types::{BucketId, Name, ObjectPath, Progress, SnapshotId};
 use volume::{CloneOf, TreeBase, Volume};
 
@@ -32,6 +32,21 @@ pub(crate) fn parse_new_path(text: &str) -> Result<ObjectPath, ApiError> {
     }
 }
 
+/// A version that is about to be taken.
+#[derive(Debug)]
+pub(crate) struct NewVersion {
+    pub(crate) object: Name,
+    pub(crate) volumes: Vec<Arc<Volume>>,
+    /// What the disks are called in it.
+    pub(crate) names: Vec<Name>,
+    /// When, in milliseconds since 1970.
+    pub(crate) taken_ms: u64,
+    pub(crate) message: String,
+    pub(crate) machine: Option<Machine>,
+    /// Whether a schedule takes it.
+    pub(crate) scheduled: bool,
+}
+
 impl Node {
     /// Takes a snapshot of volumes at one moment. It has its version at once and is sealed in the background.
     pub(crate) async fn take_snapshot(
@@ -51,11 +66,17 @@ impl Node {
         {
             return Err(ApiError::new(ErrorCode::Invalid, "a volume is named twice"));
         }
-        let names = disk_names(&path.object, &volumes, request.disks)?;
-        let machine = request.machine.map(machine_of).transpose()?;
-        let node = Arc::clone(self);
-        let (taking, object, message) = (Arc::clone(&bucket), path.object.clone(), request.message);
-        let version = blocking(move || node.freeze(&taking, &object, &volumes, names, message, machine)).await?;
+        let new = NewVersion {
+            object: path.object.clone(),
+            names: disk_names(&path.object, &volumes, request.disks)?,
+            volumes,
+            taken_ms: now_ms(),
+            message: request.message,
+            machine: request.machine.map(machine_of).transpose()?,
+            scheduled: false,
+        };
+        let (node, taking) = (Arc::clone(self), Arc::clone(&bucket));
+        let version = blocking(move || node.freeze(&taking, new, |_| Vec::new())).await?;
         self.index_bucket(&bucket).await?;
         self.start_sealing(&bucket, path.object.clone(), version).await?;
         let find = crate::listing::versions_of(&bucket, &self.versions)
@@ -64,18 +85,16 @@ impl Node {
         find.ok_or_else(|| not_found("version", request.path))
     }
 
-    fn freeze(
+    /// Freezes volumes as a new version, whose number it returns. `further` are changes of the roots in the same step. Blocks.
+    pub(crate) fn freeze(
         &self,
         bucket: &BucketState,
-        object: &Name,
-        volumes: &[Arc<Volume>],
-        names: Vec<Name>,
-        message: String,
-        machine: Option<Machine>,
+        new: NewVersion,
+        further: impl FnOnce(u64) -> Vec<RootChange>,
     ) -> Result<u64, ApiError> {
+        let NewVersion { object, volumes, names, taken_ms, message, machine, scheduled } = new;
         let statuses: Vec<_> = volumes.iter().map(|volume| volume.status()).collect();
         let bases: Vec<_> = statuses.iter().map(|status| &status.base).collect();
-        let taken_ms = now_ms();
         let domains = bases.iter().skip(1).fold(bases[0].domains.clone(), |all, base| all.with(&base.domains));
         let domains = bases.iter().fold(domains, |all, base| all.with(&Domains::from(base.written)));
         let record = SnapshotRecord {
@@ -96,21 +115,24 @@ impl Node {
             base: bases.iter().find_map(|base| base.origin).map(|origin| origin.snapshot),
             snapshot: None,
             machine,
+            scheduled: scheduled.then_some(true),
         };
-        let freezing = |to_change: Box<dyn FnOnce(&SnapshotRecord) -> store::RootChange>| {
+        let freezing = |version, to_change: Box<dyn FnOnce(&SnapshotRecord) -> RootChange>| {
             let mut record = record;
             let frozen = self
                 .volumes
-                .freeze(volumes, |ids| {
+                .freeze(&volumes, |ids| {
                     for (disk, id) in record.disks.iter_mut().zip(ids) {
                         disk.frozen = Some(*id);
                     }
-                    vec![to_change(&record)]
+                    let mut changes = further(version);
+                    changes.push(to_change(&record));
+                    changes
                 })
                 .map_err(volume_error)?;
             Ok((record, frozen))
         };
-        let (version, _) = self.versions.take(bucket, object, freezing)?;
+        let (version, _) = self.versions.take(bucket, &object, freezing)?;
         Ok(version)
     }
 
@@ -256,7 +278,7 @@ fn machine_of(machine: api::Machine) -> Result<Machine, ApiError> {
 }
 
 /// What the disks of a snapshot are called.
-fn disk_names(object: &Name, volumes: &[Arc<Volume>], given: Vec<Name>) -> Result<Vec<Name>, ApiError> {
+pub(crate) fn disk_names(object: &Name, volumes: &[Arc<Volume>], given: Vec<Name>) -> Result<Vec<Name>, ApiError> {
     if given.is_empty() {
         let single = volumes.len() == 1;
         let name = |volume: &Arc<Volume>| if single { object.clone() } else { volume.name().clone() };

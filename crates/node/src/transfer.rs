@@ -87,10 +87,11 @@ impl Node {
             base: previous,
             snapshot: None,
             machine: None,
+            scheduled: None,
         };
         let (node, taking, object) = (Arc::clone(self), Arc::clone(bucket), path.object.clone());
         let version = blocking(move || {
-            let write = |change: Box<dyn FnOnce(&SnapshotRecord) -> store::RootChange>| {
+            let write = |_, change: Box<dyn FnOnce(&SnapshotRecord) -> store::RootChange>| {
                 node.store.roots().apply(vec![change(&record)]).map_err(crate::error::store_error)?;
                 Ok((record, ()))
             };

@@ -72,6 +72,14 @@ impl Versions {
         records.range(range).next_back().map_or(0, |((_, _, version), _)| *version)
     }
 
+    /// The versions of an object that a schedule took, the oldest first, with when that was.
+    pub(crate) fn scheduled(&self, bucket: BucketId, object: &Name) -> Vec<(u64, u64)> {
+        let records = self.lock();
+        let of_object = records.range((bucket, object.clone(), 0)..=(bucket, object.clone(), u64::MAX));
+        let scheduled = of_object.filter(|(_, record)| record.scheduled == Some(true));
+        scheduled.map(|((_, _, version), record)| (*version, record.taken_ms)).collect()
+    }
+
     /// Gives the next version of an object to a record that `write` makes durable together with its own changes.
     ///
     /// # Errors
@@ -80,7 +88,7 @@ impl Versions {
         &self,
         bucket: &BucketState,
         object: &Name,
-        write: impl FnOnce(Box<dyn FnOnce(&SnapshotRecord) -> RootChange>) -> Result<(SnapshotRecord, T), ApiError>,
+        write: impl FnOnce(u64, Box<dyn FnOnce(&SnapshotRecord) -> RootChange>) -> Result<(SnapshotRecord, T), ApiError>,
     ) -> Result<(u64, T), ApiError> {
         if !bucket.writable() {
             let error = ApiError::new(ErrorCode::Forbidden, format!("{} is somebody else's bucket", bucket.name()));
@@ -90,7 +98,7 @@ impl Versions {
         let mut records = self.lock();
         let version = logged.max(self.last_taken(&records, bucket.id, object) + 1);
         let name = SnapshotRecord::name(bucket.id, object, version);
-        let (record, value) = write(Box::new(move |record| record.change(name)))?;
+        let (record, value) = write(version, Box::new(move |record| record.change(name)))?;
         records.insert((bucket.id, object.clone(), version), record);
         Ok((version, value))
     }

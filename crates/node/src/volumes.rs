@@ -72,7 +72,7 @@ impl Node {
         blocking(move || match now {
             true => {
                 node.volumes.remove(&name).map_err(volume_error)?;
-                node.labels.forget_but(&node.volumes);
+                node.forget_gone();
                 Ok(())
             }
             false => node.volumes.delete(&name, now_ms(), "removed").map(drop).map_err(volume_error),
@@ -96,6 +96,12 @@ impl Node {
             expires_ms: deleted.deleted_ms().saturating_add(self.keep_deleted_ms()),
             journal_bytes: self.volumes.own_journal_bytes(deleted.id()),
         }
+    }
+
+    /// Forgets what was kept with volumes that are gone for good.
+    fn forget_gone(&self) {
+        self.labels.forget_but(&self.volumes);
+        self.schedules.forget_but(&self.volumes);
     }
 
     fn keep_deleted_ms(&self) -> u64 {
@@ -144,7 +150,7 @@ impl Node {
         let node = Arc::clone(self);
         blocking(move || {
             node.volumes.purge(deleted.id()).map_err(volume_error)?;
-            node.labels.forget_but(&node.volumes);
+            node.forget_gone();
             Ok(())
         })
         .await?;
@@ -160,7 +166,7 @@ impl Node {
         let node = Arc::clone(self);
         let expire = move || {
             let expired = node.volumes.expire(until_ms).map_err(volume_error)?;
-            node.labels.forget_but(&node.volumes);
+            node.forget_gone();
             Ok(expired)
         };
         match blocking(expire).await {

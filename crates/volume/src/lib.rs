@@ -52,5 +52,5 @@ pub use live::live_trees;
 pub use pressure::FoldDue;
 pub use revert::RevertTo;
 pub use sharing::Sharing;
-pub use volume::{Volume, VolumeStatus};
+pub use volume::{Position, Volume, VolumeStatus};
 pub use volumes::{VolumeOptions, Volumes};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use format::journal::{DATA_CHECKSUM_BYTES, JournalKeys, MAX_DATA_BYTES, Record, RecordKind};
 use futures_util::future::BoxFuture;
-use types::{Name, Progress, SECTOR_BYTES, VolumeId};
+use types::{JournalId, Name, Progress, SECTOR_BYTES, VolumeId};
 
 use crate::base::{Missing, TreeBase};
 use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
@@ -63,6 +63,15 @@ pub struct VolumeStatus {
     pub base: TreeBase,
 }
 
+/// How far a volume has been written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Its journal: a volume that is reverted begins another one.
+    pub journal: JournalId,
+    /// The number that the next record of the journal gets.
+    pub sequence: u64,
+}
+
 impl Volume {
     /// Makes a volume of a stack whose first layer is the open one.
     pub(crate) fn new(id: VolumeId, name: Name, stack: Stack, open: Arc<Layer>, next_sequence: u64) -> Arc<Self> {
@@ -108,6 +117,13 @@ impl Volume {
             layers: stack.layers.len(),
             base: stack.base.clone(),
         }
+    }
+
+    /// How far the volume has been written: as long as it is the same, and so is the size, nothing has changed.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        let writer = self.writer.lock();
+        Position { journal: writer.open.journal.id(), sequence: writer.next_sequence }
     }
 
     /// Counts what the tree lacks; what written sectors cover is counted too.

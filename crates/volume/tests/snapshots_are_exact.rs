@@ -225,3 +225,26 @@ fn requests_that_do_not_fit_are_refused() {
     assert!(matches!(frozen.write(0, &[0; 512], Durability::Process), Err(DeviceError::ReadOnly)));
     assert!(frozen.read_only());
 }
+
+#[test]
+fn a_volume_that_was_not_written_to_is_where_it_was() {
+    let node = Node::new();
+    let volumes = node.open();
+    let disk = volumes.create(&name("a"), 1 << 20).unwrap();
+    disk.write(0, &noise(1, BLOCK), Durability::Process).unwrap();
+    let before = disk.position();
+    let frozen = volumes.freeze(std::slice::from_ref(&disk), |_| Vec::new()).unwrap();
+    run(volumes.seal(frozen[0].id(), &Progress::default())).unwrap();
+    run(volumes.fold(&disk, &Progress::default())).unwrap();
+    assert_eq!(disk.position(), before, "neither snapshots nor folding change it");
+    drop((volumes, disk));
+    let volumes = node.open();
+    let disk = volumes.get(&name("a")).unwrap();
+    assert_eq!(disk.position(), before, "nor a restart");
+    disk.discard(0, BLOCK as u64, Durability::Process).unwrap();
+    let written = disk.position();
+    assert_ne!(written, before);
+    volumes.revert(&disk, volume::RevertTo::Frozen(frozen[0].id()), 1, "").unwrap();
+    disk.write(0, &noise(1, BLOCK), Durability::Process).unwrap();
+    assert!(disk.position() != before && disk.position() != written, "a volume that was reverted is another one");
+}

@@ -210,6 +210,7 @@ mod tests {
             size_bytes: 10 << 30,
             taken_ms: 1_763_877_012_000,
             message: "before the upgrade to the next release of everything".to_owned(),
+            scheduled: false,
         }
     }
 

@@ -123,6 +123,18 @@ enum Verb {
         #[arg(long, conflicts_with_all = ["for_ms", "space"])]
         off: bool,
     },
+    /// Take snapshots by itself, and keep some of them
+    ///
+    /// At the beginning of each hour (`--every 1h`), day, or whatever is said, in UTC; what was missed while the node was down is made up for
+    /// once. None is taken while nothing was written since the last one. Of those that it took itself, and of no others, the schedule withdraws
+    /// what `--keep` does not name. Volumes whose snapshots go to one object are snapshotted together. Without options it shows the schedule of
+    /// a volume, or all of them.
+    #[command(after_long_help = "Examples:
+  brant volume schedule web1 --every 1h --into vms/web1 --keep 24h,7d,4w
+  brant volume schedule db-data db-log --every 15min --into vms/db --keep 8,24h
+  brant volume schedule
+  brant volume schedule web1 --off")]
+    Schedule(super::schedule::Arguments),
     /// Take a volume from the member of the cluster that has it
     ///
     /// It may be in use here meanwhile, and nowhere else: the task waits until nobody uses it there. At first all of it is fetched, then what was
@@ -199,6 +211,7 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
             let detail = client.unprotect_volume(volume.as_str()).await?;
             output.show(&detail, |_| format!("nothing is kept of the past of {volume} any more"))
         }
+        Verb::Schedule(arguments) => super::schedule::run(context, arguments).await,
         Verb::Take { volume, detach } => {
             let task = client.take_volume(volume.as_str()).await?;
             wait::finish(context, task, detach).await
@@ -313,6 +326,7 @@ fn show(detail: &VolumeDetail, view: View) -> String {
         ("journals", format!("{journals}; folded beyond {}", size(detail.journal_limit_bytes))),
         ("rewind", rewind),
         ("kept", kept),
+        ("schedule", super::schedule::line(detail.schedule.as_ref(), view)),
         ("root", detail.root.clone().unwrap_or_else(|| "none: nothing but holes".to_owned())),
         ("attached", format!("{}{clients}", attached(volume))),
         ("labels", labels_of(volume)),
@@ -419,6 +433,7 @@ mod tests {
                 from_ms: 1_763_877_012_000,
                 bytes: 3 << 29,
             }),
+            schedule: None,
             clients: 1,
             layers: 2,
             root: Some("ab".repeat(32)),

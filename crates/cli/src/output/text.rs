@@ -39,6 +39,11 @@ pub(crate) fn ahead(then_ms: u64, now_ms: u64) -> String {
     }
 }
 
+/// When a moment will be.
+pub(crate) fn until(then_ms: u64, now_ms: u64) -> String {
+    if then_ms <= now_ms { "now".to_owned() } else { format!("in {}", ahead(then_ms, now_ms)) }
+}
+
 /// A moment in full, and how long ago it was.
 pub(crate) fn moment(then_ms: u64, now_ms: u64) -> String {
     let ms = now_ms.saturating_sub(then_ms);
@@ -62,6 +67,14 @@ pub(crate) fn span(span: Duration) -> String {
         _ if ms < HOUR => format!("{} min {} s", ms / MINUTE, ms % MINUTE / SECOND),
         _ => format!("{} h {} min", ms / HOUR, ms % HOUR / MINUTE),
     }
+}
+
+/// A span of time that somebody has chosen, in the unit in which it is a whole number.
+pub(crate) fn whole_span(length: Duration) -> String {
+    let ms = u64::try_from(length.as_millis()).unwrap_or(u64::MAX);
+    let units = [(DAY, "d"), (HOUR, "h"), (MINUTE, "min"), (SECOND, "s")];
+    let whole = units.into_iter().find(|(unit, _)| ms > 0 && ms.is_multiple_of(*unit));
+    whole.map_or_else(|| span(length), |(unit, name)| format!("{} {name}", ms / unit))
 }
 
 /// A part of a whole in percent, rounded down so that only all of it is 100 %.
@@ -122,6 +135,18 @@ mod tests {
         ] {
             assert_eq!(span(Duration::from_millis(ms)), text);
         }
+    }
+
+    #[test]
+    fn chosen_spans_are_whole() {
+        for (ms, text) in [(DAY, "1 d"), (36 * HOUR, "36 h"), (90 * MINUTE, "90 min"), (1500, "1.5 s"), (0, "0 ms")] {
+            assert_eq!(whole_span(Duration::from_millis(ms)), text);
+        }
+    }
+
+    #[test]
+    fn what_is_not_to_come_is_now() {
+        assert_eq!((until(5, 5), until(5 + HOUR, 5)), ("now".to_owned(), "in 1 h".to_owned()));
     }
 
     #[test]

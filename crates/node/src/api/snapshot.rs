@@ -72,6 +72,9 @@ pub struct Snapshot {
     pub taken_ms: u64,
     /// A note.
     pub message: String,
+    /// Whether a schedule took it, which may withdraw it again.
+    #[serde(default)]
+    pub scheduled: bool,
 }
 
 /// A disk of a snapshot.

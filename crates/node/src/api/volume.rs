@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 use types::{ByteSize, Name, VolumeId};
 use utoipa::ToSchema;
 
+use super::schedule::Schedule;
+
 /// Asks for a new, empty volume.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct CreateVolumeRequest {
@@ -169,6 +171,9 @@ pub struct VolumeDetail {
     /// What is kept of its past, where it is protected.
     #[serde(default)]
     pub rewind: Option<Rewind>,
+    /// When snapshots of it are taken by themselves, where they are.
+    #[serde(default)]
+    pub schedule: Option<Schedule>,
     /// How many clients are connected to it.
     #[serde(default)]
     pub clients: u64,

@@ -10,8 +10,8 @@ use crate::api::{
     AddMemberRequest, ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, Cluster, CollectRequest,
     CreateBucketRequest, CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LabelRequest,
     LogEntry, Login, LoginRequest, MaterializeRequest, Member, NodeStatus, ProtectRequest, Publication, PublishRequest,
-    ResizeRequest, Restart, RestoreRequest, RevertRequest, Reverted, ScrubRequest, Snapshot, SnapshotDetail,
-    SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume, VolumeDetail,
+    ResizeRequest, Restart, RestoreRequest, RevertRequest, Reverted, Schedule, ScheduleRequest, ScrubRequest, Snapshot,
+    SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume, VolumeDetail,
 };
 
 /// A fallible answer of the node; every method fails as [`Client::get`] does.
@@ -168,6 +168,26 @@ impl Client {
     /// Keeps nothing of a volume's past any more.
     pub async fn unprotect_volume(&self, volume: &str) -> Answer<VolumeDetail> {
         self.delete(&format!("/v1/volumes/{}/protect", segment(volume))).await
+    }
+
+    /// Lists the schedules.
+    pub async fn schedules(&self) -> Answer<Vec<Schedule>> {
+        self.get("/v1/schedules").await
+    }
+
+    /// Returns the schedule of a volume.
+    pub async fn schedule(&self, volume: &str) -> Answer<Schedule> {
+        self.get(&format!("/v1/volumes/{}/schedule", segment(volume))).await
+    }
+
+    /// Takes snapshots of a volume by itself, or changes how.
+    pub async fn schedule_volume(&self, volume: &str, request: &ScheduleRequest) -> Answer<Schedule> {
+        self.post(&format!("/v1/volumes/{}/schedule", segment(volume)), request).await
+    }
+
+    /// Takes no more snapshots of a volume by itself.
+    pub async fn unschedule_volume(&self, volume: &str) -> Answer<Schedule> {
+        self.delete(&format!("/v1/volumes/{}/schedule", segment(volume))).await
     }
 
     /// Lists the deleted volumes that are kept.

@@ -32,7 +32,7 @@ fn volume_of(path: &str) -> Option<Name> {
     let mut parts = path.strip_prefix("/v1/volumes/")?.split('/');
     let name = parts.next()?.parse().ok()?;
     let follows = parts.next();
-    let passed_on = matches!(follows, None | Some("resize" | "labels" | "protect" | "revert"));
+    let passed_on = matches!(follows, None | Some("resize" | "labels" | "protect" | "revert" | "schedule"));
     (passed_on && parts.next().is_none()).then_some(name)
 }
 
@@ -150,6 +150,7 @@ mod tests {
         let name = |text: &str| Some(text.parse::<Name>().unwrap());
         assert_eq!(volume_of("/v1/volumes/web1"), name("web1"));
         assert_eq!(volume_of("/v1/volumes/web1/resize"), name("web1"));
+        assert_eq!(volume_of("/v1/volumes/web1/schedule"), name("web1"));
         for other in ["/v1/volumes", "/v1/volumes/", "/v1/volumes/web1/take", "/v1/volumes/a/labels/b", "/v1/status"] {
             assert_eq!(volume_of(other), None, "{other}");
         }

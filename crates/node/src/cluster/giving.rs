@@ -13,7 +13,7 @@ use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER,
 use crate::api::{ApiError, ErrorCode};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
-use crate::record::{DiskRecord, OriginRecord, Record, SnapshotRecord};
+use crate::record::{DiskRecord, OriginRecord, Record, ScheduleRecord, SnapshotRecord};
 use crate::snapshots::volume_error;
 use crate::task::now_ms;
 use crate::version::store_manifest;
@@ -166,6 +166,7 @@ impl Node {
             base: sealed.origin.map(|origin| origin.snapshot),
             snapshot: None,
             machine: None,
+            scheduled: None,
         };
         let snapshot = store_manifest(&*self.store, &record)?;
         Ok(ContentRecord { snapshot, size_bytes, root, domains: record.domains, origin })
@@ -228,18 +229,24 @@ impl Node {
         }
         let epoch = self.home_record(name)?.map_or(0, |home| home.epoch) + 1;
         let labels = self.labels.of(volume.id());
-        let given = GivenRecord { to, epoch, content: content.clone(), labels, settled: false, at_ms: now_ms() };
-        let further = vec![
+        let mut schedules = self.schedules.change();
+        let (schedule, at_ms) = (schedules.of(volume.id()), now_ms());
+        let given = GivenRecord { to, epoch, content: content.clone(), labels, settled: false, at_ms, schedule };
+        let mut further = vec![
             given.change(format!("{GIVEN}{name}")),
             (format!("{OFFER}{name}"), None),
             (format!("{HOME}{name}"), None),
         ];
+        // It goes with the volume: what is taken back here is a copy.
+        further.extend(schedules.removal(volume.id()));
         let note = format!("given to {}", self.cluster.moves.name_of(to));
-        let given_up = self.volumes.give_up(volume, frozen, now_ms(), &note, further).map_err(volume_error)?;
+        let given_up = self.volumes.give_up(volume, frozen, at_ms, &note, further).map_err(volume_error)?;
         if given_up.is_none() {
             self.forget_offer(name.as_str(), Some(frozen))?;
             return Ok(None);
         }
+        schedules.removed(volume.id());
+        drop(schedules);
         self.cluster.moves.offer(name, None);
         self.cluster.moves.give(name, Some((to, content)));
         // The tree is kept by the record; where this fails, the disk stays, which takes room for its journal only.
@@ -281,5 +288,6 @@ fn given_reply(given: &GivenRecord) -> Given {
         epoch: given.epoch,
         origin: given.content.origin.map(|origin| Place { snapshot: origin.snapshot, disk: origin.disk }),
         labels: given.labels.clone(),
+        schedule: given.schedule.as_ref().map(ScheduleRecord::to_message),
     }
 }

@@ -7,7 +7,7 @@ use minicbor::{Decode, Encode};
 use store::{Domains, Live, LiveTree};
 use types::{EndpointId, FrozenId, Name, NodeId, SnapshotId};
 
-use crate::record::{OriginRecord, Record, domains_of};
+use crate::record::{OriginRecord, Record, ScheduleRecord, domains_of};
 
 pub(crate) const MEMBER: &str = "cluster/";
 pub(crate) const HOME: &str = "home/";
@@ -101,6 +101,9 @@ pub(crate) struct GivenRecord {
     /// When it was given, in milliseconds since 1970.
     #[n(5)]
     pub(crate) at_ms: u64,
+    /// Its schedule.
+    #[n(6)]
+    pub(crate) schedule: Option<ScheduleRecord>,
 }
 
 /// A volume that this node means to take.

@@ -24,7 +24,7 @@ use super::records::{ArrivingRecord, GIVEN, HOME, HomeRecord, TAKING, TakingReco
 use crate::api::{ApiError, ErrorCode, Task, TaskKind};
 use crate::error::{blocking, store_error};
 use crate::node::Node;
-use crate::record::{AttachmentRecord, OriginRecord, Record as _};
+use crate::record::{AttachmentRecord, OriginRecord, Record as _, ScheduleRecord};
 use crate::snapshots::volume_error;
 use crate::task::Outcome;
 
@@ -238,6 +238,9 @@ impl Node {
         self.cluster.moves.give(name, None);
         let labels = given.labels.into_iter().map(|(key, value)| (key, Some(value))).collect();
         self.labels.change(volume.id(), &labels)?;
+        if let Some(schedule) = given.schedule {
+            self.schedules.change().put(volume.id(), ScheduleRecord::of_message(schedule))?;
+        }
         self.store.roots().apply(vec![(format!("{TAKING}{name}"), None)]).map_err(store_error)?;
         Ok(volume)
     }

@@ -72,6 +72,8 @@ pub(super) async fn health() -> &'static str {
 /// Figures in the Prometheus text format.
 #[utoipa::path(get, path = "/metrics", responses((status = 200, body = String)))]
 pub(super) async fn metrics(state: State<Arc<Node>>) -> Result<impl IntoResponse, ApiError> {
+    let schedules = state.list_schedules();
+    let failing = schedules.iter().filter(|schedule| schedule.failure.is_some()).count() as u64;
     let Json(status) = status(state).await?;
     let rows = [
         ("brant_store_objects", "gauge", "Chunks, tree nodes and manifests in the store.", status.store.objects),
@@ -88,6 +90,7 @@ pub(super) async fn metrics(state: State<Arc<Node>>) -> Result<impl IntoResponse
         ("brant_store_unhealed_objects", "gauge", "Damaged objects that nobody could give.", status.store.scrub.absent),
         ("brant_volumes", "gauge", "Volumes.", status.volumes),
         ("brant_buckets", "gauge", "Buckets.", status.buckets),
+        ("brant_schedules_failing", "gauge", "Schedules whose last run failed.", failing),
         ("brant_tasks_running", "gauge", "Tasks that run.", status.running_tasks),
         ("brant_swarm_sent_bytes_total", "counter", "Bytes sent to peers.", status.swarm.sent_bytes),
         ("brant_swarm_received_bytes_total", "counter", "Bytes received from peers.", status.swarm.received_bytes),

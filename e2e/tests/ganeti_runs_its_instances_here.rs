@@ -58,6 +58,7 @@ fn from_add_to_remove() -> Result<()> {
 
     begins_empty_and_runs(&node)?;
     needs_no_device(&node)?;
+    is_snapshotted_by_itself(&node)?;
     grows_and_is_copied_while_it_runs(&node)?;
     begins_as_a_snapshot(&node)?;
     begins_as_an_image(&node)?;
@@ -101,6 +102,39 @@ fn needs_no_device(node: &ClusterNode) -> Result<()> {
     }
     node.gnt("gnt-instance stop --timeout=2 user1")?;
     node.gnt("gnt-instance remove -f user1").map(drop)
+}
+
+/// The versions that a schedule has taken of an instance, and whether they are still there.
+fn scheduled(node: &ClusterNode, instance: &str) -> Result<Vec<(u64, bool)>> {
+    let listed = node.json(&["snapshot", "list", "vms"])?;
+    let all = listed.as_array().context("a list")?.iter();
+    let of_it = all.filter(|snapshot| snapshot["object"] == instance && snapshot["scheduled"] == true);
+    of_it.map(|found| Ok((found["version"].as_u64().context("a version")?, found["state"] != "retired"))).collect()
+}
+
+fn is_snapshotted_by_itself(node: &ClusterNode) -> Result<()> {
+    // The operating system's script writes to the disk: that is the first snapshot's.
+    add(node, &format!("--disk 0:size=16M,{DISK},bucket=vms,schedule=1s,keep=1"), "often1")?;
+    let disk = volume(node, "often1")?;
+    node.gnt("gnt-instance activate-disks often1")?;
+    let attached = node.json(&["attach"])?;
+    let found = attached.as_array().context("a list")?.iter().find(|one| one["target"] == disk.as_str());
+    let device = found.and_then(|one| one["device"].as_str()).context("a device")?;
+    for count in 1..=3 {
+        wait::until("a snapshot has been taken", || Ok((scheduled(node, "often1")?.len() >= count).then_some(())))?;
+        let output = format!("of={device}");
+        node.run(&["dd", "if=/dev/urandom", &output, "bs=4096", "count=1", "conv=fsync"])?;
+    }
+    wait::until("earlier ones have gone, and not the last one", || {
+        let taken = scheduled(node, "often1")?;
+        Ok((taken.len() > 2 && !taken[0].1 && taken.last().is_some_and(|last| last.1)).then_some(()))
+    })?;
+    let shown = node.json(&["volume", "schedule", &disk])?;
+    ensure!(shown["into"] == "vms/often1" && shown["failure"].is_null(), "{shown}");
+    node.gnt("gnt-instance modify --disk 0:schedule=default,keep=default often1")?;
+    node.gnt("gnt-instance activate-disks often1")?;
+    ensure!(node.json(&["volume", "show", &disk])?["schedule"].is_null(), "the parameters are gone");
+    node.gnt("gnt-instance remove -f --shutdown-timeout=2 often1").map(drop)
 }
 
 fn grows_and_is_copied_while_it_runs(node: &ClusterNode) -> Result<()> {
@@ -197,7 +231,7 @@ fn what_cannot_be_is_said(node: &ClusterNode) -> Result<()> {
     for (parameters, says) in [
         ("size=64M,origin=vms/inst1#disk0", "does not fit into a volume of 67108864"),
         ("size=64M,origin=vms/nothing", "there is no object vms/nothing"),
-        ("size=64M,schedule=daily", "schedule=daily is not supported by this version of brant"),
+        ("size=64M,bucket=vms,schedule=daily", "schedule=daily is no length of time"),
         ("size=64M,export=userspace", "export=userspace makes none: say access=userspace too"),
     ] {
         let refused = node.gnt_fails(&format!("{ADD} --disk 0:{DISK},{parameters} refused"))?;

@@ -11,6 +11,9 @@ pub const METADATA: &str = "ganeti.metadata";
 /// The bucket that snapshots of the instance go to where none is named.
 pub const BUCKET: &str = "ganeti.bucket";
 
+/// What the node was asked for last by the parameters `schedule` and `keep`.
+pub const SCHEDULE: &str = "ganeti.schedule";
+
 /// The volume that this one is a passing snapshot of, made for an export.
 pub const SNAPSHOT_OF: &str = "ganeti.snapshot-of";
 

@@ -20,6 +20,7 @@ pub mod label;
 mod luxi;
 mod origin;
 mod parameters;
+mod policy;
 mod provider;
 mod session;
 

@@ -5,16 +5,16 @@
 
 use std::collections::BTreeMap;
 
-use types::{Name, NameError};
+use types::{Keep, KeepError, Name, NameError};
 
 use crate::origin::{Origin, OriginError};
 
 /// The file `parameters.list`: a name and a description a line. None of the names is one of Ganeti's own.
 pub(crate) const LIST: &str = "\
 origin what the disk begins as: BUCKET/OBJECT[@VERSION], a snapshot id, or INDEXER/ACCOUNT/NAME[/OBJECT[@VERSION]]; #DISK chooses one of several
-bucket the bucket of this node that `brant ganeti snapshot INSTANCE` puts snapshots into
-schedule when snapshots are taken by themselves (not supported yet)
-keep which of those are kept (not supported yet)
+bucket the bucket of this node that snapshots of the instance go to, by `brant ganeti snapshot INSTANCE` and by schedule
+schedule how often snapshots are taken by themselves: 15min, 1h, 1d; those disks of an instance that have it at one moment; needs bucket
+keep which of those are kept: 3+24h+7d+4w+12m+1y are the last three, and one an hour, day, week, month, year; all where it is left out
 export kernel (the default): a block device of the kernel, and for access=userspace a URI for QEMU beside it; userspace: only the URI
 prefetch none (the default): data of the origin comes when it is read; full: all of it is brought in the background
 ";
@@ -43,15 +43,27 @@ pub enum ParameterError {
         #[source]
         source: NameError,
     },
-    /// There is no such mechanism yet.
-    #[error("{name}={text} is not supported by this version of brant: {instead}")]
-    Unsupported {
+    /// A schedule that is none.
+    #[error("schedule={0} is no length of time: write a number with s, min, h, d or w, for example 1h")]
+    Schedule(String),
+    /// Rules that are none.
+    #[error("keep={text}")]
+    Keep {
+        /// What they say.
+        text: String,
+        /// Why not.
+        #[source]
+        source: KeepError,
+    },
+    /// One parameter without another that it needs.
+    #[error("{name}={text} needs {needed} too")]
+    Alone {
         /// The parameter.
         name: &'static str,
         /// What it says.
         text: String,
-        /// What to do.
-        instead: &'static str,
+        /// The one that is missing.
+        needed: &'static str,
     },
     /// None of the words that it may be.
     #[error("{name}={text} is none of: {words}")]
@@ -93,8 +105,26 @@ pub(crate) struct Meaning {
     pub(crate) origin: Option<Origin>,
     /// Where snapshots of the instance go.
     pub(crate) bucket: Option<Name>,
+    /// How often snapshots are taken by themselves, in milliseconds.
+    pub(crate) every_ms: Option<u64>,
+    /// Which of those are kept; all of them where it is not said.
+    pub(crate) keep: Option<Keep>,
     /// Whether all of the origin is brought at once.
     pub(crate) prefetch: bool,
+}
+
+/// Reads a length of time, in milliseconds.
+fn milliseconds(text: &str) -> Option<u64> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    let unit_ms = match &text[digits.len()..] {
+        "s" => 1000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        "w" => 7 * 86_400_000,
+        _ => return None,
+    };
+    digits.parse::<u64>().ok()?.checked_mul(unit_ms).filter(|ms| *ms > 0)
 }
 
 impl Parameters {
@@ -112,10 +142,13 @@ impl Parameters {
         }
     }
 
-    fn refuse(&self, name: &'static str, instead: &'static str) -> Result<(), ParameterError> {
+    /// Refuses a parameter without another one.
+    fn together(&self, name: &'static str, needed: &'static str) -> Result<(), ParameterError> {
         match self.0.get(name) {
-            None => Ok(()),
-            Some(text) => Err(ParameterError::Unsupported { name, text: text.clone(), instead }),
+            Some(text) if !self.0.contains_key(needed) => {
+                Err(ParameterError::Alone { name, text: text.clone(), needed })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -131,9 +164,8 @@ impl Parameters {
         if let Some(unknown) = self.0.keys().find(|name| !known(name)) {
             return Err(ParameterError::Unknown(unknown.clone()));
         }
-        let by_hand = "take snapshots with `brant ganeti snapshot INSTANCE`, from cron for example, and leave it out";
-        self.refuse("schedule", by_hand)?;
-        self.refuse("keep", by_hand)?;
+        self.together("schedule", "bucket")?;
+        self.together("keep", "schedule")?;
         self.word("export", "kernel", "kernel, userspace")?;
         let access = self.0.get("access").map_or("kernelspace", String::as_str);
         if self.export() == Export::Userspace && access != "userspace" {
@@ -147,9 +179,17 @@ impl Parameters {
             .0
             .get("bucket")
             .map(|text| text.parse().map_err(|source| ParameterError::Bucket { text: text.clone(), source }));
+        let every_ms =
+            self.0.get("schedule").map(|text| milliseconds(text).ok_or_else(|| ParameterError::Schedule(text.clone())));
+        let keep = self
+            .0
+            .get("keep")
+            .map(|text| text.parse().map_err(|source| ParameterError::Keep { text: text.clone(), source }));
         Ok(Meaning {
             origin: origin.transpose()?,
             bucket: bucket.transpose()?,
+            every_ms: every_ms.transpose()?,
+            keep: keep.transpose()?,
             prefetch: self.word("prefetch", "none", "none, full")? == "full",
         })
     }
@@ -179,19 +219,25 @@ mod tests {
 
     #[test]
     fn what_is_meant_is_understood() {
-        let nothing = Meaning { origin: None, bucket: None, prefetch: false };
+        let nothing = Meaning { origin: None, bucket: None, every_ms: None, keep: None, prefetch: false };
         assert_eq!(check(&[]).unwrap(), nothing);
         assert_eq!(check(&[("bucket", ""), ("export", "userspace")]).unwrap(), nothing);
         let meaning = check(&[("origin", "vms/web@3"), ("bucket", "vms"), ("prefetch", "full")]).unwrap();
         assert_eq!(meaning.bucket, Some("vms".parse().unwrap()));
         assert!(meaning.prefetch && meaning.origin.is_some());
+        for (text, ms) in
+            [("30s", 30_000), ("15min", 900_000), ("1h", 3_600_000), ("2d", 172_800_000), ("1w", 604_800_000)]
+        {
+            let meaning = check(&[("schedule", text), ("bucket", "vms"), ("keep", "24h+7d")]).unwrap();
+            assert_eq!((meaning.every_ms, meaning.keep), (Some(ms), "24h,7d".parse().ok()), "{text}");
+        }
     }
 
     #[test]
     fn what_cannot_be_done_is_refused_and_said() {
         for (name, value, says) in [
-            ("schedule", "daily", "not supported by this version"),
-            ("keep", "7", "brant ganeti snapshot INSTANCE"),
+            ("schedule", "1h", "schedule=1h needs bucket too"),
+            ("keep", "7d", "keep=7d needs schedule too"),
             ("export", "nbd", "is none of: kernel, userspace"),
             ("prefetch", "profile", "is none of: none, full"),
             ("origin", "web", "origin=web"),
@@ -201,6 +247,12 @@ mod tests {
             let error = check(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(says), "{name}={value}: {error}");
         }
+        for schedule in ["daily", "1", "h", "0h", "-1h", "1m", "1.5h", "99999999999999999999d", "é"] {
+            let error = check(&[("schedule", schedule), ("bucket", "vms")]).unwrap_err();
+            assert!(error.to_string().contains("is no length of time"), "{schedule}: {error}");
+        }
+        let keep = [("schedule", "1h"), ("bucket", "vms"), ("keep", "daily")];
+        assert!(matches!(check(&keep).unwrap_err(), ParameterError::Keep { .. }));
         let both = [("export", "userspace"), ("access", "kernelspace")];
         assert!(matches!(check(&both).unwrap_err(), ParameterError::Access(_)), "nothing would be there");
         assert!(Parameters::default().check().is_ok(), "Ganeti's default is the kernel, and so is ours");

@@ -19,6 +19,7 @@ use crate::call::{Action, Call};
 use crate::label::{self, key};
 use crate::origin::Origin;
 use crate::parameters::{Export, Meaning};
+use crate::policy;
 use crate::session::{LOOK_AGAIN, Session, invalid};
 
 /// How long a client may take to be gone: QEMU ends before its connection does.
@@ -79,11 +80,20 @@ fn nowhere(session: &Session<'_>, name: &Name) -> ApiError {
     )
 }
 
+/// Refuses a bucket that is not there, or that snapshots cannot be put into.
+async fn check_bucket(session: &Session<'_>, meaning: &Meaning) -> Result<(), ApiError> {
+    let Some(bucket) = &meaning.bucket else { return Ok(()) };
+    let found = session.ask(session.client.bucket(bucket.as_str())).await?.bucket;
+    if meaning.every_ms.is_some() && !found.writable {
+        let error = ApiError::new(ErrorCode::Forbidden, format!("{bucket} is somebody else's bucket"));
+        return Err(error.hint("let snapshots go to a bucket of this node: brant bucket create NAME"));
+    }
+    Ok(())
+}
+
 async fn create(session: &Session<'_>, call: &Call, size: ByteSize) -> Result<String, ApiError> {
     let meaning = meaning(call)?;
-    if let Some(bucket) = &meaning.bucket {
-        session.ask(session.client.bucket(bucket.as_str())).await?;
-    }
+    check_bucket(session, &meaning).await?;
     let name = &call.volume;
     if find(session, name).await?.is_some() {
         let message = format!("there is a volume {name} already");
@@ -239,8 +249,13 @@ async fn open(session: &Session<'_>, call: &Call, exclusive: bool) -> Result<Str
         None => (found(session, name).await?, "; it is at another node"),
     };
     keep_bucket(session, &volume, meaning.bucket.as_ref()).await?;
+    // An instance starts also where its snapshots cannot be taken; the next time that it is opened they are tried again.
+    let schedule = match policy::apply(session, &volume, &meaning).await {
+        Ok(()) => String::new(),
+        Err(error) => format!("; no snapshots of it are taken by themselves: {error}"),
+    };
     let how = if exclusive { "by this node alone" } else { "beside others" };
-    Ok(format!("{name} is open, {how}{comes}\n"))
+    Ok(format!("{name} is open, {how}{comes}{schedule}\n"))
 }
 
 async fn close(session: &Session<'_>, name: &Name) -> Result<String, ApiError> {
@@ -278,15 +293,17 @@ async fn grow(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<Stri
 async fn set_info(session: &Session<'_>, call: &Call, metadata: &str) -> Result<String, ApiError> {
     let (key, value) = label::of_metadata(metadata);
     let request = LabelRequest { labels: [(key, Some(value))].into() };
-    session.ask(session.client.label_volume(call.volume.as_str(), &request)).await?;
+    let volume = session.ask(session.client.label_volume(call.volume.as_str(), &request)).await?;
+    // An instance is renamed whatever its disks' parameters have become.
+    if let Ok(meaning) = call.parameters.check() {
+        policy::apply(session, &volume, &meaning).await?;
+    }
     Ok(format!("{} is labelled {metadata}\n", call.volume))
 }
 
 async fn verify(session: &Session<'_>, call: &Call) -> Result<String, ApiError> {
     let meaning = meaning(call)?;
-    if let Some(bucket) = &meaning.bucket {
-        session.ask(session.client.bucket(bucket.as_str())).await?;
-    }
+    check_bucket(session, &meaning).await?;
     Ok("the parameters can be meant, and the node answers\n".to_owned())
 }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ganeti::{Definition, Script, Settings, run, snapshot_instance};
-use node::api::{AddMemberRequest, ApiError, CreateBucketRequest, ErrorCode, Volume};
+use node::api::{AddMemberRequest, ApiError, CreateBucketRequest, ErrorCode, ScheduleRequest, Volume};
 use node::client::Client;
 use node::{NodeOptions, Start};
 use tempfile::TempDir;
@@ -159,7 +159,7 @@ async fn an_instance_begins_as_a_snapshot_of_another() {
         (other(3), origin("vms/nothing", "8"), "there is no object vms/nothing"),
         (other(3), origin("vms/web1@9", "8"), "the latest is @1"),
         (other(3), [size("8"), vec![("EXTP_BUCKET", "nothing")]].concat(), "nothing"),
-        (other(3), [size("8"), vec![("EXTP_SCHEDULE", "daily")]].concat(), "is not supported by this version"),
+        (other(3), [size("8"), vec![("EXTP_SCHEDULE", "daily")]].concat(), "schedule=daily needs bucket too"),
         (other(0), size("8"), "there is a volume aaaa.ext.disk0 already"),
     ] {
         let refused = node.call(Script::Create, &disk, &parameters).await.unwrap_err();
@@ -168,6 +168,51 @@ async fn an_instance_begins_as_a_snapshot_of_another() {
     assert!(node.volume(&other(3)).await.is_none(), "nothing is left of what was refused");
     let nobody = snapshot_instance(&node.client, "web9", None, String::new(), None).await.unwrap_err();
     assert_eq!(nobody.code, ErrorCode::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_of_an_instance_are_snapshotted_by_themselves_as_their_parameters_say() {
+    let node = Node::start().await;
+    let policy = |every, keep| vec![("EXTP_BUCKET", "vms"), ("EXTP_SCHEDULE", every), ("EXTP_KEEP", keep)];
+    for disk in [DISK, SECOND] {
+        node.call(Script::Create, disk, &[size("8"), policy("1d", "24h+7d")].concat()).await.unwrap();
+        let open = [policy("1d", "24h+7d"), vec![("VOL_OPEN_EXCLUSIVE", "True")]].concat();
+        node.call(Script::Open, disk, &open).await.unwrap();
+        assert!(node.client.schedule(disk).await.is_err(), "it is not known yet whose disk it is");
+        let set = [policy("1d", "24h+7d"), vec![("VOL_METADATA", "originstname+web1")]].concat();
+        node.call(Script::Setinfo, disk, &set).await.unwrap();
+    }
+    let schedule = node.client.schedule(DISK).await.unwrap();
+    assert_eq!((schedule.into.as_str(), schedule.volumes.len(), schedule.every_ms), ("vms/web1", 2, 86_400_000));
+    assert_eq!(schedule.keep, "24h,7d".parse().ok());
+
+    // Ganeti changes a parameter without a word: it counts from when the disk is opened next.
+    let open = [policy("2h", "3"), vec![("VOL_OPEN_EXCLUSIVE", "True")]].concat();
+    for _ in 0..2 {
+        node.call(Script::Open, DISK, &open).await.unwrap();
+        assert_eq!(node.client.schedule(DISK).await.unwrap().every_ms, 7_200_000);
+    }
+    let snapshot = format!("{DISK}.snap");
+    node.call(Script::Snapshot, DISK, &[("VOL_SNAPSHOT_NAME", &snapshot), ("VOL_SNAPSHOT_SIZE", "8")]).await.unwrap();
+    node.call(Script::Open, &snapshot, &open).await.unwrap();
+    assert!(node.client.schedule(&snapshot).await.is_err(), "what passes is not snapshotted");
+
+    let renamed = [policy("2h", "3"), vec![("VOL_METADATA", "originstname+web2")]].concat();
+    node.call(Script::Setinfo, DISK, &renamed).await.unwrap();
+    assert_eq!(node.client.schedule(DISK).await.unwrap().into, "vms/web2");
+    node.call(Script::Open, DISK, &[("VOL_OPEN_EXCLUSIVE", "True")]).await.unwrap();
+    assert!(node.client.schedule(DISK).await.is_err(), "the parameters were taken away");
+
+    // One that was made by hand is nobody's business here.
+    let by_hand = ScheduleRequest { into: "vms/hand".to_owned(), every_ms: 3_600_000, keep: None, disk: None };
+    node.client.schedule_volume(DISK, &by_hand).await.unwrap();
+    node.call(Script::Open, DISK, &[("VOL_OPEN_EXCLUSIVE", "True")]).await.unwrap();
+    assert_eq!(node.client.schedule(DISK).await.unwrap().into, "vms/hand");
+
+    // A bucket that is gone keeps no instance from starting.
+    node.client.remove_bucket("vms").await.unwrap();
+    let opened = node.call(Script::Open, DISK, &open).await.unwrap();
+    assert!(opened.contains("no snapshots of it are taken by themselves: there is no bucket vms"), "{opened}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -261,6 +306,10 @@ async fn a_disk_of_a_member_is_used_and_comes_when_it_is_opened_alone() {
     let (one, two) = (Node::start().await, Node::start().await);
     make_members(&one, &two).await;
     one.call(Script::Create, DISK, &size("16")).await.unwrap();
+    let hourly =
+        ScheduleRequest { into: "vms/web1".to_owned(), every_ms: 3_600_000, keep: "24h".parse().ok(), disk: None };
+    two.client.schedule_volume(DISK, &hourly).await.unwrap();
+    assert!(two.client.schedules().await.unwrap().is_empty(), "it is where the volume is");
     let taken = two.call(Script::Create, DISK, &size("16")).await.unwrap_err();
     assert_eq!(taken.code, ErrorCode::Conflict, "{taken}");
 
@@ -284,6 +333,9 @@ async fn a_disk_of_a_member_is_used_and_comes_when_it_is_opened_alone() {
     let ended = two.client.wait_for_task(task.id, Duration::from_secs(1), |_| {}).await.unwrap();
     ended.into_result().unwrap();
     assert!(two.volume(DISK).await.is_some() && one.volume(DISK).await.is_none(), "it has one home");
+    let come = two.client.schedules().await.unwrap();
+    assert_eq!((come.len(), come[0].into.as_str(), come[0].keep), (1, "vms/web1", "24h".parse().ok()));
+    assert!(one.client.schedules().await.unwrap().is_empty(), "the schedule has gone with it");
 
     // The source is told last, and may ask once more.
     one.call(Script::Close, DISK, &[]).await.unwrap();

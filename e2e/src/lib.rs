@@ -5,6 +5,8 @@
 #![expect(clippy::print_stdout, reason = "what is skipped is said on standard output")]
 
 mod cluster;
+pub mod devices;
+mod host;
 mod judges;
 mod load;
 pub mod members;
@@ -25,6 +27,7 @@ pub fn brant() -> PathBuf {
 }
 
 pub use cluster::{Cluster, ClusterNode, Printed, Switch, can_run_ganeti_or_skip};
+pub use host::{Host, host_or_skip, is_inside};
 pub use judges::Judges;
 pub use load::Load;
 pub use members::Members;
@@ -73,6 +76,11 @@ pub fn can_have_devices_or_skip() -> bool {
         println!("{SKIP_MARK}{missing}");
     }
     missing.is_none()
+}
+
+/// Says that a test cannot run here, and why.
+pub fn skip(missing: &str) {
+    say(&format!("{SKIP_MARK}{missing}"));
 }
 
 fn say(line: &str) {

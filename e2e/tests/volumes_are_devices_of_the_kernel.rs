@@ -2,31 +2,18 @@
 //! that is killed is a pause, and nothing is left behind, of ours or of others.
 
 use std::fs::File;
-use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use e2e::devices::{read, run, size, text};
 use testkit::disk::Noise;
 use testkit::{Disk, Node, World, wait};
-use xtask::setup;
 
 const MIB: usize = 1 << 20;
 /// The exit code of what is in use.
 const IN_USE: i32 = 4;
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Runs a program of the system, which succeeds, and returns what it printed.
-fn run(program: &str, arguments: &[&str]) -> Result<String> {
-    let found = setup::find(program).context(program.to_owned())?;
-    let output = Command::new(found).args(arguments).stdin(Stdio::null()).output()?;
-    ensure!(output.status.success(), "{program} {arguments:?}: {}{}", text(&output.stdout), text(&output.stderr));
-    Ok(text(&output.stdout).trim().to_owned())
-}
 
 /// The loop devices whose files are below a directory, with their files.
 fn loops_below(directory: &Path) -> Result<Vec<(String, String)>> {
@@ -80,7 +67,7 @@ impl Machine {
     }
 
     fn attach(&self, target: &str) -> Result<String> {
-        let attached = self.node().json(&["attach", target, "--via", "kernel"])?;
+        let attached = self.node().json(&["attach", target, "--via", "fuse"])?;
         ensure!(attached["uri"].as_str().is_some_and(|uri| uri.starts_with("nbd+unix:")), "{attached}");
         attached["device"].as_str().map(str::to_owned).context("a device")
     }
@@ -125,18 +112,6 @@ impl Drop for Machine {
     }
 }
 
-/// Reads from the device, not from what the kernel remembers of it.
-fn read(device: &str, offset: usize, length: usize) -> Result<Vec<u8>> {
-    run("blockdev", &["--flushbufs", device])?;
-    let mut bytes = vec![0; length];
-    File::open(device)?.read_exact_at(&mut bytes, offset as u64)?;
-    Ok(bytes)
-}
-
-fn size(device: &str) -> Result<u64> {
-    Ok(File::open(device)?.seek(SeekFrom::End(0))?)
-}
-
 #[test]
 fn a_file_system_on_the_device_is_what_the_node_has() -> Result<()> {
     if !e2e::can_have_devices_or_skip() {
@@ -157,7 +132,7 @@ fn a_file_system_on_the_device_is_what_the_node_has() -> Result<()> {
     let refused = machine.node().try_brant(&["detach", "vm"])?.failed_with(IN_USE)?;
     ensure!(refused.stderr.contains(place), "{}", refused.stderr);
     ensure!(machine.device()?.as_deref() == Some(&*device), "it stays");
-    machine.node().try_brant(&["attach", "vm", "--via", "kernel"])?.failed_with(IN_USE)?;
+    machine.node().try_brant(&["attach", "vm", "--via", "fuse"])?.failed_with(IN_USE)?;
 
     // What is grown is seen at once, also while it is mounted.
     machine.node().brant(&["volume", "resize", "vm", "--size", "96MiB"])?;

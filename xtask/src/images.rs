@@ -1,4 +1,4 @@
-//! Makes the disks that brant is tried on, and the small guest that boots in seconds; what is there is kept.
+//! Makes the disks that brant is tried on, and two small machines that boot in seconds; what is there is kept.
 //!
 //! The making itself is in shell scripts (`assets/`), since it is all calls of other programs; here it is checked that it can
 //! work at all, and said plainly what is missing where it cannot. A file stands in its place only when it is complete.
@@ -9,12 +9,15 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 
-use crate::process::{Echo, run};
-use crate::setup::{self, BUSYBOX, CPIO, MKFS_EXT4, MMDEBSTRAP, MODPROBE, Tool};
+use crate::process::{Echo, Outcome, run};
+use crate::setup::{self, BLKDISCARD, BUSYBOX, CPIO, MKFS_EXT4, MMDEBSTRAP, MODPROBE, Tool};
 use crate::workspace;
 
 /// How long making one set may take.
 const MAKING_LIMIT: Duration = Duration::from_mins(30);
+
+/// With which a script says that the system knows no package with such a kernel.
+const NO_KERNEL: i32 = 3;
 
 /// Which Debian disks are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +61,21 @@ pub fn guest_kernel(directory: &Path) -> Kernel {
     Kernel { kernel: directory.join("guest-vmlinuz"), initrd: directory.join("guest-initrd.img") }
 }
 
-/// Makes what `directory` lacks of the Debian disks and the small guest.
+/// Returns the kernel of the machine for a node, whose initial file system takes a second archive with what it runs.
+#[must_use]
+pub fn host_kernel(directory: &Path) -> Kernel {
+    Kernel { kernel: directory.join("host-vmlinuz"), initrd: directory.join("host-initrd.img") }
+}
+
+/// Makes what `directory` lacks of the Debian disks and the small machines.
 ///
 /// # Errors
 /// When something that it takes is missing here (the error names all of it), or the making fails.
 pub fn make(directory: &Path, disks: Disks) -> Result<()> {
     make_guest(directory)?;
+    if let Some(reason) = make_host(directory)? {
+        println!("the machine for a node was not made: {reason}");
+    }
     make_disks(directory, disks)
 }
 
@@ -97,7 +109,26 @@ pub fn make_guest(directory: &Path) -> Result<()> {
     if let Some(reason) = guest_lacks()? {
         bail!("the small guest cannot be made here: {reason}");
     }
-    script("guest-image.sh", directory, &[])
+    script("guest-image.sh", directory, &["guest"])
+}
+
+/// Makes the machine for a node unless `directory` has it; says what is missing where it cannot be had here. Needs no root
+/// once its tools are there.
+///
+/// # Errors
+/// When installing or making fails.
+pub fn make_host(directory: &Path) -> Result<Option<String>> {
+    if host_kernel(directory).kernel.exists() {
+        return Ok(None);
+    }
+    let missing = setup::install(&[BUSYBOX, CPIO, MODPROBE, MKFS_EXT4, BLKDISCARD])?;
+    if !missing.is_empty() {
+        return Ok(Some(format!("missing: {}", setup::describe(&missing))));
+    }
+    match run_script("guest-image.sh", directory, &["host"])? {
+        output if output.status.code() == Some(NO_KERNEL) => Ok(Some("apt knows no cloud kernel 6.12".to_owned())),
+        output => output.success("guest-image.sh").map(|_| None),
+    }
 }
 
 /// Says what is missing to make the small guest, after installing what can be installed; nothing when all is there.
@@ -129,11 +160,14 @@ pub fn disks_lack() -> Result<Option<String>> {
 }
 
 fn script(name: &str, directory: &Path, arguments: &[&str]) -> Result<()> {
+    run_script(name, directory, arguments)?.success(name).map(drop)
+}
+
+fn run_script(name: &str, directory: &Path, arguments: &[&str]) -> Result<Outcome> {
     std::fs::create_dir_all(directory)?;
     let directory = directory.canonicalize()?;
     let assets = workspace::assets();
     let mut command = Command::new("bash");
     command.arg(assets.join(name)).arg(directory).arg(&assets).args(arguments);
-    run(&mut command, MAKING_LIMIT, Echo::Live)?.success(name)?;
-    Ok(())
+    run(&mut command, MAKING_LIMIT, Echo::Live)
 }

@@ -17,7 +17,7 @@ The project's own commands. Run them from anywhere in the checkout.
   cargo xtask tidy
       checks the house rules that no compiler knows
   cargo xtask images [DIRECTORY] [--all]
-      makes the disks to try things on, in target/images: v1 and a small guest; with --all also v2, v3 and v4
+      makes the disks to try things on, in target/images: v1, a small guest and a machine for a node; with --all also v2, v3 and v4
   cargo xtask demo [--image FILE] [--keep]
       the main job from end to end: a disk goes from node A to node B, boots there while it arrives, and comes back changed
       --image FILE  this disk instead of a Debian that is made

@@ -187,6 +187,8 @@ fn make_images(selection: &Selection) -> Result<Tally> {
             tally.add(Tally::pass());
         }
     }
+    let host = images::make_host(&directory)?;
+    tally.add(host.map_or_else(Tally::pass, |reason| Tally::skip("machine for a node", &reason)));
     Ok(tally)
 }
 

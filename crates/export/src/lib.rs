@@ -7,15 +7,19 @@
 //! client's bytes make this crate panic or hold memory beyond its bounds. It knows nothing of catalogs, attachments or
 //! peers.
 //!
-//! [`fuse`] and [`loop_device`] make an NBD export a block device of the kernel.
+//! [`nbd_device`], or [`fuse`] with [`loop_device`], makes an NBD export a block device of the kernel.
 
 mod disk;
 mod exports;
 pub mod fuse;
+pub mod kernel_block;
 pub mod loop_device;
 pub mod mounts;
 pub mod nbd;
+pub mod nbd_device;
+mod netlink;
 
 pub use exports::{Exports, SingleExport};
 pub use fuse::{FrontError, FrontOptions, run_front};
-pub use nbd::{ExportError, Listen, NbdOptions, NbdServer, Reservation, Suspended, Tls, TlsError};
+pub use kernel_block::KernelBlock;
+pub use nbd::{Direct, ExportError, Listen, NbdOptions, NbdServer, Reservation, Suspended, Tls, TlsError};

@@ -1,4 +1,4 @@
-//! Loop devices over a file: made, found again, told that the file has grown, asked who uses them, and freed.
+//! Loop devices over a file: made, found again, told that the file has grown, and freed.
 //!
 //! What is there is read from sysfs; changes are made by `losetup` of util-linux, which every Debian has: its ioctls would
 //! need unsafe code here, or a crate that needs libclang to build. A device is known by its file, never remembered, so that
@@ -6,16 +6,14 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::FileTypeExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use rustix::fs::OFlags;
+use crate::kernel_block::KernelBlock;
 
-use crate::mounts::mounts;
-
-/// The driver's device number.
-const MAJOR: u32 = 7;
+/// The driver's name.
+const DRIVER: &str = "loop";
 /// Where one asks for a free device.
 const CONTROL: &str = "/dev/loop-control";
 
@@ -38,9 +36,9 @@ pub enum LoopError {
 }
 
 /// A loop device that has a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoopDevice {
-    number: u32,
+    block: KernelBlock,
 }
 
 /// What keeps this machine from having loop devices of a file, if anything does.
@@ -81,68 +79,43 @@ impl LoopDevice {
                 command.arg(place).arg(file);
             })
         };
-        let wanted = preferred.map(|number| LoopDevice { number }).filter(|device| device.file().is_none());
-        let made = match wanted.map(|device| make(&device.path().to_string_lossy())) {
+        let wanted = preferred
+            .map(|number| LoopDevice { block: KernelBlock::new(DRIVER, number) })
+            .filter(|device| device.file().is_none());
+        let made = match wanted.map(|device| make(&device.block.path().to_string_lossy())) {
             Some(Ok(made)) => made,
             Some(Err(_)) | None => make("--find")?,
         };
-        let device = made.strip_prefix("/dev/").and_then(LoopDevice::named);
-        let device = device.ok_or_else(|| LoopError::Failed(format!("it named no loop device: {made:?}")))?;
-        if device.attribute("loop/dio").as_deref() != Some("1") {
-            tracing::warn!(device = %device.path().display(), "the kernel does not use direct I/O for it");
+        let block = made.strip_prefix("/dev/").and_then(|name| KernelBlock::named(DRIVER, name));
+        let block = block.ok_or_else(|| LoopError::Failed(format!("it named no loop device: {made:?}")))?;
+        if block.attribute("loop/dio").as_deref() != Some("1") {
+            tracing::warn!(device = %block.path().display(), "the kernel does not use direct I/O for it");
         }
-        Ok(device)
+        Ok(LoopDevice { block })
     }
 
     /// The devices of all files for which that is wanted.
     pub fn find(wanted: impl Fn(&Path) -> bool) -> Vec<LoopDevice> {
-        let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };
-        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let devices = names.filter_map(|name| LoopDevice::named(&name));
+        let devices = KernelBlock::all(DRIVER).into_iter().map(|block| LoopDevice { block });
         devices.filter(|device| device.file().is_some_and(|file| wanted(&file))).collect()
     }
 
-    fn named(name: &str) -> Option<LoopDevice> {
-        name.strip_prefix("loop")?.parse().ok().map(|number| LoopDevice { number })
-    }
-
-    /// Its number.
+    /// The block device.
     #[must_use]
-    pub fn number(&self) -> u32 {
-        self.number
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> PathBuf {
-        PathBuf::from(format!("/dev/loop{}", self.number))
-    }
-
-    fn attribute(&self, name: &str) -> Option<String> {
-        let text = fs::read_to_string(self.directory().join(name)).ok()?;
-        Some(text.trim_end_matches('\n').to_owned())
-    }
-
-    fn directory(&self) -> PathBuf {
-        PathBuf::from(format!("/sys/block/loop{}", self.number))
+    pub fn block(&self) -> KernelBlock {
+        self.block
     }
 
     /// The file that it has, if it has one.
     #[must_use]
     pub fn file(&self) -> Option<PathBuf> {
-        self.attribute("loop/backing_file").map(PathBuf::from)
+        self.block.attribute("loop/backing_file").map(PathBuf::from)
     }
 
     /// Whether it loses its file as soon as nobody uses it any more.
     #[must_use]
     pub fn is_ending(&self) -> bool {
-        self.attribute("loop/autoclear").as_deref() == Some("1")
-    }
-
-    /// Its size in bytes, as the kernel has it.
-    #[must_use]
-    pub fn size_bytes(&self) -> Option<u64> {
-        self.attribute("size")?.parse::<u64>().ok()?.checked_mul(512)
+        self.block.attribute("loop/autoclear").as_deref() == Some("1")
     }
 
     /// Makes it as large as its file is now.
@@ -155,7 +128,7 @@ impl LoopDevice {
             return Err(LoopError::File(error));
         }
         losetup(|command| {
-            command.arg("--set-capacity").arg(self.path());
+            command.arg("--set-capacity").arg(self.block.path());
         })
         .map(drop)
     }
@@ -166,71 +139,8 @@ impl LoopDevice {
     /// See [`LoopError`].
     pub fn free(&self) -> Result<(), LoopError> {
         losetup(|command| {
-            command.arg("--detach").arg(self.path());
+            command.arg("--detach").arg(self.block.path());
         })
         .map(drop)
-    }
-
-    /// Who uses it, in words for people; nobody where it is empty.
-    #[must_use]
-    pub fn users(&self) -> Vec<String> {
-        let number = format!("{MAJOR}:{}", self.number);
-        let mut users: Vec<String> = mounts()
-            .into_iter()
-            .filter(|mount| mount.device == number)
-            .map(|mount| format!("mounted at {}", mount.point.display()))
-            .collect();
-        let holders = fs::read_dir(self.directory().join("holders")).into_iter().flatten().filter_map(Result::ok);
-        users.extend(holders.map(|holder| format!("part of {}", holder.file_name().to_string_lossy())));
-        users.extend(openers(&self.path()));
-        if users.is_empty() && self.is_claimed() {
-            users.push("claimed by the kernel, or mounted by someone else".to_owned());
-        }
-        users
-    }
-
-    /// Whether somebody has it for himself: a mount anywhere, swap, another device.
-    fn is_claimed(&self) -> bool {
-        let flags = OFlags::EXCL.bits().cast_signed();
-        let opened = fs::File::options().read(true).custom_flags(flags).open(self.path());
-        opened.is_err_and(|error| error.kind() == io::ErrorKind::ResourceBusy)
-    }
-}
-
-/// The processes that have a device open.
-fn openers(device: &Path) -> Vec<String> {
-    let numbers = |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();
-    let processes = fs::read_dir("/proc").into_iter().flatten().filter_map(numbers);
-    let has_open = |process: &u32| {
-        let descriptors = fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().filter_map(Result::ok);
-        descriptors.into_iter().any(|one| fs::read_link(one.path()).is_ok_and(|target| target == device))
-    };
-    let describe = |process: u32| {
-        let name = fs::read_to_string(format!("/proc/{process}/comm")).unwrap_or_default();
-        format!("open in process {process} ({})", name.trim_end())
-    };
-    processes.filter(has_open).map(describe).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_are_devices_or_not() {
-        assert_eq!(LoopDevice::named("loop12"), Some(LoopDevice { number: 12 }));
-        for other in ["loop", "loopx", "sda", "loop1p1", "loop-1"] {
-            assert_eq!(LoopDevice::named(other), None, "{other}");
-        }
-        assert_eq!(LoopDevice { number: 3 }.path(), Path::new("/dev/loop3"));
-    }
-
-    #[test]
-    fn who_has_a_file_open_is_found() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let found = openers(file.path());
-        assert!(found.iter().any(|user| user.contains(&format!("process {} ", std::process::id()))), "{found:?}");
-        let path = file.into_temp_path();
-        assert!(openers(&path).is_empty());
     }
 }

@@ -3,11 +3,12 @@
 //! The server speaks fixed newstyle with structured replies and TLS (not extended headers); see "NBD exports" in
 //! docs/protocol.md. [`protocol`] and [`option`] are the wire, `negotiation` the handshake, `connection` the loop of
 //! receive, serve and send, `ahead` what that sees of the next requests, `transmission` what each request does, `wait` what becomes of reads whose data are
-//! elsewhere, `server` the threads around it all, `tls` and `session` its encryption, `suspend` and [`state`] how another process goes on with it.
+//! elsewhere, `server` the threads around it all, `direct` connections without a handshake, `tls` and `session` its encryption, `suspend` and [`state`] how another process goes on with it.
 
 mod ahead;
 mod connection;
 pub mod context;
+mod direct;
 mod input;
 mod link;
 mod listen;
@@ -24,6 +25,7 @@ mod tls;
 mod transmission;
 mod wait;
 
+pub use direct::Direct;
 pub use listen::{Listen, Reservation};
 pub use server::{ExportError, NbdOptions, NbdServer};
 pub use suspend::Suspended;

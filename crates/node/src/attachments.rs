@@ -1,7 +1,7 @@
 //! Attachments: volumes and snapshots as block devices, which come back by themselves after a restart.
 //!
-//! Each has a server and a socket of its own, `nbd/TARGET.sock` in the node's directory. A device of the kernel has a
-//! front beside it, which is a client of that server ([`kernel`]).
+//! Each has a server and a socket of its own, `nbd/TARGET.sock` in the node's directory. A device of the kernel is beside it,
+//! as a client of that server ([`kernel`]).
 
 mod devices;
 mod kernel;
@@ -46,7 +46,7 @@ struct Running {
     options: NbdOptions,
     read_only: bool,
     /// The device of the kernel, where it is one.
-    kernel: Option<KernelDevice>,
+    kernel: Option<Arc<dyn KernelDevice>>,
 }
 
 /// QEMU's `-drive` for an export (a comma in a value is doubled: qemu(1), `-drive`).
@@ -114,6 +114,10 @@ pub(crate) struct Attachments {
     passed: PassedSockets,
     running: Mutex<BTreeMap<String, Running>>,
     reserved: Mutex<BTreeMap<PathBuf, Reservation>>,
+    /// Held while a device of the kernel is given another connection.
+    reconnecting: Mutex<()>,
+    /// Whether it is listened to what becomes of such connections.
+    watching: Mutex<bool>,
 }
 
 /// Listens at the sockets that a dead process has left in the node's directory, so that who connects while the node
@@ -135,7 +139,16 @@ impl Attachments {
     ) -> Self {
         let (running, reserved) = (Mutex::default(), Mutex::new(reserved));
         let (directory, sockets) = (directory.to_owned(), directory.join(SOCKETS));
-        Self { directory, sockets, store, runtime, passed, running, reserved }
+        let (reconnecting, watching) = (Mutex::default(), Mutex::default());
+        Self { directory, sockets, store, runtime, passed, running, reserved, reconnecting, watching }
+    }
+
+    fn reconnecting(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.reconnecting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn watching(&self) -> std::sync::MutexGuard<'_, bool> {
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn reserved(&self) -> std::sync::MutexGuard<'_, BTreeMap<PathBuf, Reservation>> {
@@ -156,10 +169,10 @@ impl Attachments {
             Listen::Unix(path) => Some(path.display().to_string()),
             Listen::Tcp(_) => None,
         };
-        let device = running.kernel.as_ref().and_then(KernelDevice::device);
+        let device = running.kernel.as_ref().and_then(|device| device.block());
         Attachment {
             target: target.to_owned(),
-            via: if running.kernel.is_some() { Transport::Fuse } else { Transport::Nbd },
+            via: running.kernel.as_ref().map_or(Transport::Nbd, |device| device.transport()),
             uri: running.uri.clone(),
             device: device.map(|device| device.path().display().to_string()),
             socket,
@@ -186,7 +199,7 @@ impl Attachments {
             return Place::parse(text);
         }
         std::fs::create_dir_all(&self.sockets).map_err(|error| ApiError::from_error(ErrorCode::Internal, &error))?;
-        Ok(Place::Own(Listen::Unix(self.sockets.join(format!("{}.sock", target.replace('/', "_"))))))
+        Ok(Place::Own(Listen::Unix(self.sockets.join(format!("{}.sock", kernel::file_name(target))))))
     }
 
     fn start(
@@ -327,8 +340,9 @@ impl Node {
                     ApiError::new(ErrorCode::Conflict, message).hint("try again: it is attached from where it is")
                 );
             }
-            if transport == Transport::Fuse {
-                let made = node.attachments.make_device(&target);
+            if transport != Transport::Nbd {
+                let made =
+                    node.watch_devices(transport).and_then(|()| node.attachments.make_device(&target, transport));
                 if made.is_err() {
                     node.attachments.stop(&target);
                 }
@@ -424,6 +438,11 @@ impl Node {
         std::mem::take(&mut *self.attachments.reserved()).into_values().for_each(Reservation::give_up);
         let node = Arc::clone(self);
         blocking(move || {
+            for transport in kernel.iter().filter_map(|(_, record)| Some(record.kernel?.transport())) {
+                if let Err(error) = node.watch_devices(transport) {
+                    tracing::warn!(%error, "devices that lose their connection do not get another");
+                }
+            }
             node.attachments.resume_devices(kernel);
             Ok(())
         })

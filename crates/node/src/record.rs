@@ -12,6 +12,7 @@ use store::{ChunkStore, Domain, Domains, Origin, RootChange, StoreError};
 use types::{BucketId, FrozenId, JournalId, Keep, Name, NodeId, SnapshotId};
 use volume::Position;
 
+use crate::api::Transport;
 use crate::cluster::RemoteRecord;
 
 const MAX_RECORD_BYTES: usize = 1 << 20;
@@ -198,6 +199,39 @@ pub(crate) enum KernelRecord {
         #[n(0)]
         number: u32,
     },
+    /// A device of the kernel's own NBD driver.
+    #[n(1)]
+    Nbd {
+        /// Its number, which it has again where that is free.
+        #[n(0)]
+        number: u32,
+    },
+}
+
+impl KernelRecord {
+    /// The record of a device with a number; nothing where the transport makes none.
+    pub(crate) fn of(transport: Transport, number: u32) -> Option<Self> {
+        match transport {
+            Transport::Nbd => None,
+            Transport::Fuse => Some(Self::Fuse { number }),
+            Transport::NbdKernel => Some(Self::Nbd { number }),
+        }
+    }
+
+    /// In which way it is a device.
+    pub(crate) fn transport(self) -> Transport {
+        match self {
+            Self::Fuse { .. } => Transport::Fuse,
+            Self::Nbd { .. } => Transport::NbdKernel,
+        }
+    }
+
+    /// Its number.
+    pub(crate) fn number(self) -> u32 {
+        match self {
+            Self::Fuse { number } | Self::Nbd { number } => number,
+        }
+    }
 }
 
 /// The number of a trust domain.
@@ -430,5 +464,27 @@ mod tests {
         for length in 0..written.len() {
             assert!(ScheduleRecord::from_bytes(&written[..length]).is_err());
         }
+    }
+
+    #[test]
+    fn attachments_say_which_device_of_the_kernel_they_are() {
+        let of = |kernel| AttachmentRecord {
+            target: "web".to_owned(),
+            disk: None,
+            listen: None,
+            read_timeout_ms: None,
+            tls_certificates: None,
+            plain_allowed: None,
+            kernel: KernelRecord::of(kernel, 3),
+            remote: None,
+        };
+        for (file, transport) in [("fuse", Transport::Fuse), ("nbd", Transport::NbdKernel)] {
+            let bytes = to_canonical(&of(transport));
+            golden(&format!("attachment-{file}-1.cbor"), &bytes);
+            let read = AttachmentRecord::from_bytes(&bytes).unwrap();
+            assert_eq!(read, of(transport));
+            assert_eq!(read.kernel.map(|kernel| (kernel.transport(), kernel.number())), Some((transport, 3)));
+        }
+        assert_eq!(of(Transport::Nbd).kernel, None);
     }
 }

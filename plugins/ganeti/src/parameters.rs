@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use node::api::Via;
 use types::{Keep, KeepError, Name, NameError};
 
 use crate::origin::{Origin, OriginError};
@@ -15,7 +16,7 @@ origin what the disk begins as: BUCKET/OBJECT[@VERSION], a snapshot id, or INDEX
 bucket the bucket of this node that snapshots of the instance go to, by `brant ganeti snapshot INSTANCE` and by schedule
 schedule how often snapshots are taken by themselves: 15min, 1h, 1d; those disks of an instance that have it at one moment; needs bucket
 keep which of those are kept: 3+24h+7d+4w+12m+1y are the last three, and one an hour, day, week, month, year; all where it is left out
-export kernel (the default): a block device of the kernel, and for access=userspace a URI for QEMU beside it; userspace: only the URI
+export kernel (the default): a block device of the kernel in the best way that there is, and for access=userspace a URI for QEMU beside it; nbd-kernel, fuse: in this way; userspace: only the URI
 prefetch none (the default): data of the origin comes when it is read; full: all of it is brought in the background
 ";
 
@@ -89,15 +90,6 @@ pub enum ParameterError {
 #[derive(Clone, Debug, Default)]
 pub struct Parameters(BTreeMap<String, String>);
 
-/// How a disk is made visible.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Export {
-    /// As a block device, with a URI beside it.
-    Kernel,
-    /// By a URI alone.
-    Userspace,
-}
-
 /// Parameters that were understood.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Meaning {
@@ -153,8 +145,13 @@ impl Parameters {
     }
 
     /// How the disk is made visible, whatever else they say.
-    pub(crate) fn export(&self) -> Export {
-        if self.0.get("export").is_some_and(|text| text == "userspace") { Export::Userspace } else { Export::Kernel }
+    pub(crate) fn export(&self) -> Via {
+        match self.0.get("export").map(String::as_str) {
+            Some("userspace") => Via::Nbd,
+            Some("nbd-kernel") => Via::NbdKernel,
+            Some("fuse") => Via::Fuse,
+            _ => Via::Kernel,
+        }
     }
 
     /// Says what they mean.
@@ -166,9 +163,9 @@ impl Parameters {
         }
         self.together("schedule", "bucket")?;
         self.together("keep", "schedule")?;
-        self.word("export", "kernel", "kernel, userspace")?;
+        self.word("export", "kernel", "kernel, nbd-kernel, fuse, userspace")?;
         let access = self.0.get("access").map_or("kernelspace", String::as_str);
-        if self.export() == Export::Userspace && access != "userspace" {
+        if self.export() == Via::Nbd && access != "userspace" {
             return Err(ParameterError::Access(access.to_owned()));
         }
         let origin = self
@@ -238,7 +235,7 @@ mod tests {
         for (name, value, says) in [
             ("schedule", "1h", "schedule=1h needs bucket too"),
             ("keep", "7d", "keep=7d needs schedule too"),
-            ("export", "nbd", "is none of: kernel, userspace"),
+            ("export", "nbd", "is none of: kernel, nbd-kernel, fuse, userspace"),
             ("prefetch", "profile", "is none of: none, full"),
             ("origin", "web", "origin=web"),
             ("bucket", "a/b", "bucket=a/b"),
@@ -256,5 +253,9 @@ mod tests {
         let both = [("export", "userspace"), ("access", "kernelspace")];
         assert!(matches!(check(&both).unwrap_err(), ParameterError::Access(_)), "nothing would be there");
         assert!(Parameters::default().check().is_ok(), "Ganeti's default is the kernel, and so is ours");
+        for (word, via) in [("kernel", Via::Kernel), ("nbd-kernel", Via::NbdKernel), ("fuse", Via::Fuse)] {
+            let parameters = Parameters::new([("export".to_owned(), word.to_owned())]);
+            assert!(parameters.check().is_ok() && parameters.export() == via, "{word}");
+        }
     }
 }

@@ -18,7 +18,7 @@ use types::{ByteSize, Name};
 use crate::call::{Action, Call};
 use crate::label::{self, key};
 use crate::origin::Origin;
-use crate::parameters::{Export, Meaning};
+use crate::parameters::Meaning;
 use crate::policy;
 use crate::session::{LOOK_AGAIN, Session, invalid};
 
@@ -179,11 +179,9 @@ async fn attach(session: &Session<'_>, call: &Call, sockets: &Path) -> Result<St
     let attachment = match attached(session, name).await? {
         Some(attachment) => attachment,
         None => {
-            let (via, listen) = match call.parameters.export() {
-                // The node has a socket of its own for it: at the same place on every node, as its directory is.
-                Export::Kernel => (Via::Kernel, None),
-                Export::Userspace => (Via::Nbd, Some(format!("unix:{}", socket.display()))),
-            };
+            let via = call.parameters.export();
+            // For a block device the node has a socket of its own: at the same place on every node, as its directory is.
+            let listen = (via == Via::Nbd).then(|| format!("unix:{}", socket.display()));
             let request = AttachRequest {
                 target: name.to_string(),
                 disk: None,

@@ -31,9 +31,9 @@ pub(crate) struct AttachArguments {
     /// The disk, of a snapshot that has several
     #[arg(long, value_name = "NAME", requires = "target")]
     disk: Option<String>,
-    /// How it becomes visible: by NBD alone, or also as a device of the kernel, in the best way that the machine has or
-    /// as a loop device over FUSE
-    #[arg(long, default_value = "nbd", value_parser = choice::<Via>(&["nbd", "kernel", "fuse"]))]
+    /// How it becomes visible: by NBD alone, or also as a device of the kernel, in the best way that the machine has, by
+    /// the kernel's own NBD driver, or as a loop device over FUSE
+    #[arg(long, default_value = "nbd", value_parser = choice::<Via>(&["nbd", "kernel", "nbd-kernel", "fuse"]))]
     via: Via,
     /// Where to listen, instead of at a unix socket in the node's directory: IP:PORT, unix:PATH, or fd:NAME, a socket
     /// that the node was started with (systemd's FileDescriptorName)

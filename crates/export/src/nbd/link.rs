@@ -12,10 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown, SocketAddrUnix, getsockname, recv, send, shutdown};
 use rustls::ServerConfig;
 
 use super::session::Session;
@@ -272,6 +272,22 @@ impl Link {
             return Ok(Ready::Socket);
         }
         Ok(if of_socket.intersects(gone) { Ready::HungUp } else { Ready::Event })
+    }
+
+    /// Whether this is one end of a pair of sockets, where nobody has connected to a place.
+    pub(crate) fn is_of_a_pair(&self) -> bool {
+        let address = getsockname(&self.socket).ok().and_then(|address| SocketAddrUnix::try_from(address).ok());
+        // rustix gives a socket without a name an empty one (`is_unnamed` says no).
+        let is_empty = |name: Option<&[u8]>| name.is_none_or(<[u8]>::is_empty);
+        address.is_some_and(|address| is_empty(address.path_bytes()) && is_empty(address.abstract_name()))
+    }
+
+    /// Whether the client has gone, be it that what it has sent is still to be served.
+    pub(crate) fn client_is_gone(&self) -> bool {
+        let mut watched = [PollFd::new(&self.socket, PollFlags::RDHUP)];
+        // A poll that fails has seen nothing.
+        let _ = poll(&mut watched, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+        watched[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::RDHUP)
     }
 
     /// Calls the serving thread.

@@ -237,7 +237,7 @@ impl<'a> Negotiation<'a> {
         let Some(device) = self.open(&name) else { return Err(NegotiationError::UnknownExport(name)) };
         let mut reply = Vec::with_capacity(10 + PADDING_BYTES);
         reply.extend(device.size_bytes().to_be_bytes());
-        reply.extend(self.transmission_flags(&*device).to_be_bytes());
+        reply.extend(transmission_flags(&*device, self.structured).to_be_bytes());
         if self.zeroes {
             reply.extend([0; PADDING_BYTES]);
         }
@@ -262,7 +262,7 @@ impl<'a> Negotiation<'a> {
         let mut export = Vec::with_capacity(12);
         export.extend(NBD_INFO_EXPORT.to_be_bytes());
         export.extend(device.size_bytes().to_be_bytes());
-        export.extend(self.transmission_flags(&*device).to_be_bytes());
+        export.extend(transmission_flags(&*device, self.structured).to_be_bytes());
         self.reply(option, NBD_REP_INFO, &export)?;
         let mut sizes = Vec::with_capacity(14);
         sizes.extend(NBD_INFO_BLOCK_SIZE.to_be_bytes());
@@ -331,23 +331,6 @@ impl<'a> Negotiation<'a> {
         Agreed { device, terms: Terms { structured: self.structured, contexts } }
     }
 
-    fn transmission_flags(&self, device: &dyn BlockDevice) -> u16 {
-        let mut flags = NBD_FLAG_HAS_FLAGS
-            | NBD_FLAG_SEND_FLUSH
-            | NBD_FLAG_SEND_FUA
-            | NBD_FLAG_SEND_CACHE
-            | NBD_FLAG_CAN_MULTI_CONN;
-        if device.read_only() {
-            flags |= NBD_FLAG_READ_ONLY;
-        } else {
-            flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
-        }
-        if self.structured {
-            flags |= NBD_FLAG_SEND_DF;
-        }
-        flags
-    }
-
     fn error(&self, option: u32, reply: u32, message: &str) -> io::Result<()> {
         self.reply(option, reply, message.as_bytes())
     }
@@ -357,6 +340,21 @@ impl<'a> Negotiation<'a> {
         bytes.extend(data);
         self.link.send(&bytes)
     }
+}
+
+/// What a client is told of an export.
+pub(super) fn transmission_flags(device: &dyn BlockDevice, structured: bool) -> u16 {
+    let mut flags =
+        NBD_FLAG_HAS_FLAGS | NBD_FLAG_SEND_FLUSH | NBD_FLAG_SEND_FUA | NBD_FLAG_SEND_CACHE | NBD_FLAG_CAN_MULTI_CONN;
+    if device.read_only() {
+        flags |= NBD_FLAG_READ_ONLY;
+    } else {
+        flags |= NBD_FLAG_SEND_TRIM | NBD_FLAG_SEND_WRITE_ZEROES | NBD_FLAG_SEND_FAST_ZERO;
+    }
+    if structured {
+        flags |= NBD_FLAG_SEND_DF;
+    }
+    flags
 }
 
 fn time_until(deadline: Instant) -> io::Result<Duration> {

@@ -19,6 +19,7 @@ use tokio::runtime::Handle;
 use volume::BlockDevice;
 
 use super::connection::{Connection, End, Remains};
+use super::direct::Direct;
 use super::link::{Event, Link};
 use super::listen::{Listen, Listener, Reservation};
 use super::negotiation::Negotiation;
@@ -118,7 +119,7 @@ pub struct NbdServer {
 
 #[derive(Debug)]
 pub(super) struct Shared {
-    exports: Arc<dyn Exports>,
+    pub(super) exports: Arc<dyn Exports>,
     runtime: Handle,
     options: NbdOptions,
     /// Set when no more connections are to be accepted.
@@ -256,6 +257,12 @@ impl NbdServer {
         if tls { self.listen.tls_uri(name) } else { self.listen.uri(name) }
     }
 
+    /// How a client within this machine is connected to an export without a handshake.
+    #[must_use]
+    pub fn direct(&self, name: &str) -> Direct {
+        Direct::new(Arc::clone(&self.shared), self.shared.exports.resolve(name).to_owned())
+    }
+
     /// How many clients have an export open.
     #[must_use]
     pub fn connections(&self, name: &str) -> usize {
@@ -318,7 +325,11 @@ impl Drop for NbdServer {
 }
 
 impl Entry {
-    fn has_export(&self, name: &str) -> bool {
+    fn transmitting(link: Arc<Link>, export: String) -> Entry {
+        Entry { link, export: Mutex::new(Some(export)), transmitting: AtomicBool::new(true) }
+    }
+
+    pub(super) fn has_export(&self, name: &str) -> bool {
         self.export.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(name)
     }
 
@@ -379,14 +390,36 @@ impl Shared {
     /// Goes on with a connection that was held.
     pub(super) fn admit_held(self: &Arc<Shared>, held: Held) {
         let Held { link, export, remains } = held;
-        let entry = Entry { link, export: Mutex::new(Some(export)), transmitting: AtomicBool::new(true) };
-        self.serve(entry, |presence| presence.go_on(remains));
+        self.serve(Entry::transmitting(link, export), |presence| presence.go_on(remains));
+    }
+
+    /// Begins with a connection that needs no handshake; `false` where no more are accepted.
+    pub(super) fn admit_direct(self: &Arc<Shared>, link: Link, export: String) -> bool {
+        let connections = self.connections();
+        if self.stopping.load(Ordering::Acquire) {
+            return false;
+        }
+        let terms = Terms { structured: false, contexts: Vec::new() };
+        let remains = Remains { terms, input: Vec::new(), output: Vec::new(), waiting: Vec::new(), skip: None };
+        let entry = Entry::transmitting(Arc::new(link), export);
+        self.serve_among(connections, entry, |presence| presence.go_on(remains));
+        true
     }
 
     fn serve(self: &Arc<Shared>, entry: Entry, work: impl FnOnce(Presence) + Send + 'static) {
+        self.serve_among(self.connections(), entry, work);
+    }
+
+    fn serve_among(
+        self: &Arc<Shared>,
+        mut connections: MutexGuard<'_, BTreeMap<u64, Arc<Entry>>>,
+        entry: Entry,
+        work: impl FnOnce(Presence) + Send + 'static,
+    ) {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(entry);
-        self.connections().insert(id, Arc::clone(&entry));
+        connections.insert(id, Arc::clone(&entry));
+        drop(connections);
         let presence = Presence { shared: Arc::clone(self), id, entry };
         let name = format!("nbd {id}");
         if let Err(error) = std::thread::Builder::new().name(name).spawn(move || work(presence)) {
@@ -397,7 +430,7 @@ impl Shared {
 
 /// Room for large replies, so that they do not go out in a relay of small pieces; on TCP, no delay, and dead clients
 /// noticed. All of it helps and none of it is needed.
-fn tune(socket: &OwnedFd, tcp: bool) {
+pub(super) fn tune(socket: &OwnedFd, tcp: bool) {
     let mut failed = Vec::new();
     failed.extend(sockopt::set_socket_send_buffer_size(socket, SEND_BUFFER_BYTES).err());
     if tcp {
@@ -446,6 +479,12 @@ impl Presence {
     }
 
     fn go_on(self, remains: Remains) {
+        // The kernel may have to write to its device before it has memory again: this thread must not wait for that.
+        if self.entry.link.is_of_a_pair()
+            && let Err(error) = rustix::process::configure_io_flusher_behavior(true)
+        {
+            tracing::debug!(%error, "a thread may have to wait for memory that its own client would free");
+        }
         if let Some(connection) = self.resumed(remains) {
             self.transmit(connection);
         }

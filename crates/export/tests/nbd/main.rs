@@ -9,6 +9,7 @@ mod tool;
 mod a_hand_over_is_only_a_pause;
 mod absent_data_blocks_nobody;
 mod bad_input_ends_nothing_more_than_it_must;
+mod direct_connections_need_no_handshake;
 mod handshake_follows_the_protocol;
 mod other_tools_agree;
 mod real_volumes_are_served;

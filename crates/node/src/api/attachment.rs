@@ -12,6 +12,8 @@ pub enum Transport {
     Nbd,
     /// A loop device of the kernel over a FUSE file, beside the unix socket. Takes root.
     Fuse,
+    /// A device of the kernel's own NBD driver, beside the unix socket. Takes root and the driver (`modprobe nbd`).
+    NbdKernel,
 }
 
 impl Transport {
@@ -21,6 +23,7 @@ impl Transport {
         match self {
             Self::Nbd => "nbd",
             Self::Fuse => "fuse",
+            Self::NbdKernel => "nbd-kernel",
         }
     }
 }
@@ -34,6 +37,8 @@ pub enum Via {
     Nbd,
     /// [`Transport::Fuse`].
     Fuse,
+    /// [`Transport::NbdKernel`].
+    NbdKernel,
     /// As a device of the kernel, in the best way that the node's machine has.
     Kernel,
 }
@@ -86,7 +91,7 @@ pub struct Attachment {
     pub via: Transport,
     /// Where: an NBD URI.
     pub uri: String,
-    /// The block device of the kernel, where it is one, such as `/dev/loop0`. It stays the same across restarts of the
+    /// The block device of the kernel, where it is one, such as `/dev/nbd0`. It stays the same across restarts of the
     /// node, not of the machine.
     #[serde(default)]
     pub device: Option<String>,

@@ -1,18 +1,26 @@
 //! The attachments that are devices of the kernel: how they come about, are found again, grow and end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use export::loop_device::LoopDevice;
-use export::{Exports as _, Listen};
+use export::nbd_device::NbdNews;
+use export::{Exports as _, KernelBlock, Listen};
 
 use super::kernel::{self, A_MOMENT, KernelDevice, Source, wait_until};
 use super::{Attachments, PREFIX, record_name};
-use crate::api::{ApiError, ErrorCode};
+use crate::api::{ApiError, ErrorCode, Transport};
 use crate::error::store_error;
+use crate::node::Node;
 use crate::record::{AttachmentRecord, KernelRecord, Record as _};
 
-fn record_of(device: &LoopDevice) -> KernelRecord {
-    KernelRecord::Fuse { number: device.number() }
+/// For how long it is listened before it is looked whether the node stops.
+const LISTEN: Duration = Duration::from_millis(500);
+/// For how long it is tried to give a device another connection.
+const RECONNECT: Duration = Duration::from_mins(1);
+
+fn record_of(device: &dyn KernelDevice, block: KernelBlock) -> Result<KernelRecord, ApiError> {
+    let none = || ApiError::new(ErrorCode::Internal, format!("{} is no device to keep", block.path().display()));
+    KernelRecord::of(device.transport(), block.number()).ok_or_else(none)
 }
 
 impl Attachments {
@@ -22,28 +30,34 @@ impl Attachments {
         let Listen::Unix(socket) = &running.listen else {
             return Err(ApiError::new(ErrorCode::Internal, format!("{target} has no unix socket")));
         };
-        let size_bytes = running.exports.open(target).map_or(0, |device| device.size_bytes());
-        Ok(Source { socket: socket.clone(), export: target.to_owned(), read_only: running.read_only, size_bytes })
+        let server = running.server.as_ref().ok_or_else(|| not_attached(target))?;
+        Ok(Source {
+            socket: socket.clone(),
+            export: target.to_owned(),
+            direct: server.direct(target),
+            read_only: running.read_only,
+            size_bytes: running.exports.open(target).map_or(0, |device| device.size_bytes()),
+        })
     }
 
     /// The device of the kernel that a target is, if it is one.
-    pub(super) fn kernel(&self, target: &str) -> Option<KernelDevice> {
+    pub(super) fn kernel(&self, target: &str) -> Option<Arc<dyn KernelDevice>> {
         self.lock().get(target)?.kernel.clone()
     }
 
     /// Remembers that a target is a device of the kernel; `false` where it is not attached any more.
-    fn remember(&self, target: &str, device: &KernelDevice) -> bool {
+    fn remember(&self, target: &str, device: &Arc<dyn KernelDevice>) -> bool {
         let mut running = self.lock();
-        let running = running.get_mut(target).map(|running| running.kernel = Some(device.clone()));
+        let running = running.get_mut(target).map(|running| running.kernel = Some(Arc::clone(device)));
         running.is_some()
     }
 
     /// Makes an attachment a device of the kernel. Blocks.
-    pub(super) fn make_device(&self, target: &str) -> Result<KernelRecord, ApiError> {
-        let device = KernelDevice::of(&self.directory, target)?;
+    pub(super) fn make_device(&self, target: &str, transport: Transport) -> Result<KernelRecord, ApiError> {
+        let device = kernel::device(&self.directory, target, transport)?;
         let made = device.make(&self.source(target)?, None)?;
         if self.remember(target, &device) {
-            return Ok(record_of(&made));
+            return record_of(&*device, made);
         }
         device.remove(true)?;
         Err(not_attached(target))
@@ -58,11 +72,11 @@ impl Attachments {
     pub(super) fn check_unused(&self, target: &str) -> Result<(), ApiError> {
         let device = self.kernel(target);
         let in_use = |how: String| ApiError::new(ErrorCode::Conflict, format!("{target} is in use: {how}"));
-        if let Some(users) = device.as_ref().map(KernelDevice::users).filter(|users| !users.is_empty()) {
+        if let Some(users) = device.as_ref().map(|device| device.users()).filter(|users| !users.is_empty()) {
             let hint = "unmount and close it first, or say --force: whoever uses it gets I/O errors";
             return Err(in_use(users.join(", ")).hint(hint));
         }
-        // The front is a client, and asks for the size by a connection of its own.
+        // What serves the device is a client, and a front asks for the size by a connection of its own.
         let (allowed, patience) = if device.is_some() { (1, A_MOMENT) } else { (0, Duration::ZERO) };
         let mut connections = 0;
         let unused = wait_until(patience, || {
@@ -95,26 +109,83 @@ impl Attachments {
         }
         // What is not known to be ours to remove stays.
         let Ok(all) = AttachmentRecord::read_all(&*self.store, PREFIX) else { return };
-        let kept = all.into_iter().filter(|(_, record)| record.kernel.is_some());
-        let kept: Result<Vec<_>, _> =
-            kept.map(|(_, record)| KernelDevice::of(&self.directory, &record.target)).collect();
-        match kept {
-            Ok(kept) => kernel::sweep(&self.directory, &kept),
-            Err(error) => tracing::warn!(%error, "what devices have left could not be looked for"),
-        }
+        let kept = all.into_iter().filter_map(|(_, record)| Some((record.target, record.kernel?)));
+        kernel::sweep(&self.directory, &kept.collect::<Vec<_>>());
     }
 
     fn resume_device(&self, target: &str, mut record: AttachmentRecord) -> Result<(), ApiError> {
-        let Some(KernelRecord::Fuse { number }) = record.kernel else { return Ok(()) };
-        let device = KernelDevice::of(&self.directory, target)?;
+        let Some(recorded) = record.kernel else { return Ok(()) };
+        let device = kernel::recorded(&self.directory, target, recorded)?;
         let source = self.source(target)?;
         // Remembered also where it does not come back, so that it can be detached.
         self.remember(target, &device);
-        let now = record_of(&device.resume(&source, Some(number))?);
+        let _one_at_a_time = self.reconnecting();
+        let now = record_of(&*device, device.resume(&source, Some(recorded.number()))?)?;
         if record.kernel != Some(now) {
             record.kernel = Some(now);
             record.write(&*self.store, record_name(target)).map_err(store_error)?;
         }
+        Ok(())
+    }
+
+    /// Gives devices whose connections have died others. Blocks.
+    fn reconnect_devices(&self, news: &NbdNews) {
+        let concerned = |device: &dyn KernelDevice| match news {
+            NbdNews::Missed => true,
+            NbdNews::Dead(numbers) => device.block().is_some_and(|block| numbers.contains(&block.number())),
+        };
+        let of_the_driver = |device: &dyn KernelDevice| device.transport() == Transport::NbdKernel;
+        let devices: Vec<_> = {
+            let running = self.lock();
+            let devices =
+                running.iter().filter_map(|(target, running)| Some((target.clone(), running.kernel.clone()?)));
+            devices.filter(|(_, device)| of_the_driver(&**device) && concerned(&**device)).collect()
+        };
+        for (target, device) in devices {
+            let mut outcome = Ok(());
+            wait_until(RECONNECT, || {
+                // Where it is not attached any more, nothing is to be done.
+                let Ok(source) = self.source(&target) else { return true };
+                // The driver says that a connection is dead a little before it closes it.
+                wait_until(A_MOMENT, || !source.direct.is_connected());
+                let _one_at_a_time = self.reconnecting();
+                outcome = device.reconnect(&source);
+                outcome.is_ok()
+            });
+            match outcome {
+                Ok(()) => tracing::info!(target, "a device of the kernel had lost its connection"),
+                Err(error) => tracing::error!(%error, target, "a device of the kernel gets no connection"),
+            }
+        }
+    }
+}
+
+impl Node {
+    /// Has devices whose connections die while this node runs get others, from the first one that needs it on.
+    pub(super) fn watch_devices(self: &Arc<Self>, transport: Transport) -> Result<(), ApiError> {
+        if transport != Transport::NbdKernel {
+            return Ok(());
+        }
+        let mut watching = self.attachments.watching();
+        if *watching {
+            return Ok(());
+        }
+        let links = kernel::listen_to_the_driver()?;
+        *watching = true;
+        let node = Arc::clone(self);
+        self.background.spawn_blocking(move || {
+            while !node.stopping.is_cancelled() {
+                match links.next(LISTEN) {
+                    Ok(None) => {}
+                    Ok(Some(news)) => node.attachments.reconnect_devices(&news),
+                    Err(error) => {
+                        tracing::error!(%error, "devices of the kernel that lose their connection get no other");
+                        break;
+                    }
+                }
+            }
+            *node.attachments.watching() = false;
+        });
         Ok(())
     }
 }

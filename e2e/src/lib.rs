@@ -11,6 +11,7 @@ mod judges;
 mod load;
 pub mod members;
 mod pair;
+mod small_disk;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +33,7 @@ pub use judges::Judges;
 pub use load::Load;
 pub use members::Members;
 pub use pair::{Pair, attach, connect, nothing_missing, read_disk, received, write_disk};
+pub use small_disk::SmallDisk;
 
 /// Returns the kernel of the small guest, or says what is missing to run it and returns nothing.
 #[must_use]

@@ -7,8 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
-use e2e::{Pair, attach, connect, read_disk, write_disk};
+use e2e::{Pair, SmallDisk, attach, connect, read_disk, write_disk};
 use testkit::disk::Noise;
 use testkit::{Disk, Node, World};
 use xtask::tally::SKIP_MARK;
@@ -282,26 +281,6 @@ fn a_wrong_token_is_refused_and_so_is_a_strangers_publish() {
     refused(&pair.a, &["publish", "vms", &pair.reference("bob", "vms")], 5, "");
 }
 
-/// A small file system, unmounted in the end.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(path: PathBuf, mib: u32) -> Result<Self> {
-        fs::create_dir(&path)?;
-        let size = format!("size={mib}m,mode=0700");
-        let status = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(&path).status();
-        ensure!(status.context("mount")?.success(), "mount failed");
-        Ok(Self(path))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg("--lazy").arg(&self.0).status();
-        assert!(unmounted.is_ok_and(|status| status.success()), "{} stays mounted", self.0.display());
-    }
-}
-
 #[test]
 fn a_full_disk_stops_an_import_and_a_guest_and_when_there_is_room_both_go_on() {
     let world = World::new(e2e::brant()).expect("a world");
@@ -310,7 +289,7 @@ fn a_full_disk_stops_an_import_and_a_guest_and_when_there_is_room_both_go_on() {
         return;
     }
     let small = SmallDisk::mount(world.path("small"), 200).expect("a small disk");
-    let mut node = world.start_node_in("n", &small.0.join("node")).expect("a node");
+    let mut node = world.start_node_in("n", &small.path().join("node")).expect("a node");
     node.brant(&["bucket", "create", "b"]).expect("a bucket");
     let disk = imported(&world, &node, "b/disk", 1);
     node.brant(&["clone", "b/disk", "vm"]).expect("cloned");
@@ -322,9 +301,7 @@ fn a_full_disk_stops_an_import_and_a_guest_and_when_there_is_room_both_go_on() {
     refused(&node, &["import", &text(&large), "b/large"], 6, "space");
     refused(&node, &["snapshot", "show", "b/large"], 3, "b/large");
 
-    let ballast = small.0.join("ballast");
-    let fill = Command::new("dd").args(["if=/dev/zero", "bs=64k"]).arg(format!("of={}", ballast.display())).output();
-    assert!(!fill.expect("dd runs").status.success(), "it ends when the disk is full");
+    let ballast = small.fill().expect("it is full");
     assert!(write_disk(&uri, 1 << 20, &noise(5, 1 << 20)).is_err(), "a full disk is told to the guest");
     // What is there can be read, and the node is alive.
     let mut expected = disk.clone();
@@ -338,7 +315,7 @@ fn a_full_disk_stops_an_import_and_a_guest_and_when_there_is_room_both_go_on() {
     write_disk(&uri, 1 << 20, &data).expect("written when there is room");
     expected.0[1 << 20..2 << 20].copy_from_slice(&data);
     node.service.kill().expect("killed");
-    let node = world.start_node_in("n", &small.0.join("node")).expect("started again");
+    let node = world.start_node_in("n", &small.path().join("node")).expect("started again");
     assert_eq!(read_disk(&uri).expect("read").first_difference(&expected), None);
     // The broken-off import holds all the room but the reserve: the snapshot is taken, and sealed when there is room.
     refused(&node, &["snapshot", "create", "vm", "b/vm", "--wait"], 6, "space");
@@ -354,7 +331,7 @@ fn a_clone_on_a_full_disk_is_read_all_the_same() {
     }
     let small = SmallDisk::mount(pair.world.path("small"), 200).expect("a small disk");
     let bob = pair.world.add_account("robert").expect("an account");
-    pair.b = pair.world.start_node_in("b", &small.0.join("node")).expect("a node");
+    pair.b = pair.world.start_node_in("b", &small.path().join("node")).expect("a node");
     pair.b.login(&pair.indexer, &bob).expect("logged in");
     let disk = Disk(noise(7, SIZE));
     pair.import_and_publish(&disk, "disk").expect("published");
@@ -363,7 +340,7 @@ fn a_clone_on_a_full_disk_is_read_all_the_same() {
     pair.clone_when_there(&pair.b, "vms/disk", "vm").expect("a clone at B");
     let uri = attach(&pair.b, "vm").expect("attached");
     // Less than what a store keeps in reserve is left.
-    let ballast = text(&small.0.join("ballast"));
+    let ballast = text(&small.path().join("ballast"));
     let taken = Command::new("fallocate").args(["--length", "150MiB", &ballast]).status();
     assert!(taken.is_ok_and(|status| status.success()), "there was room");
     assert_eq!(read_disk(&uri).expect("read").first_difference(&disk), None);

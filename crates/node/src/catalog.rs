@@ -53,6 +53,16 @@ pub enum CatalogError {
     Row(#[from] serde_json::Error),
 }
 
+impl CatalogError {
+    /// Whether there was no room.
+    pub(crate) fn is_full(&self) -> bool {
+        /// What SQLite says then (`SQLITE_FULL`, <https://sqlite.org/rescode.html#full>).
+        const FULL: &str = "13";
+        let Self::Database { source: sqlx::Error::Database(error), .. } = self else { return false };
+        error.code().is_some_and(|code| code == FULL)
+    }
+}
+
 /// The node's catalog.
 #[derive(Clone, Debug)]
 pub(crate) struct Catalog {

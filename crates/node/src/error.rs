@@ -48,6 +48,9 @@ pub(crate) fn store_error(error: StoreError) -> ApiError {
 /// Turns the catalog's error into the API's.
 #[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 pub(crate) fn catalog_error(error: CatalogError) -> ApiError {
+    if error.is_full() {
+        return ApiError::from_error(ErrorCode::Full, &error).hint("make room on the node's file system");
+    }
     ApiError::from_error(ErrorCode::Internal, &error)
 }
 

@@ -21,6 +21,15 @@ const PREFIX: &str = "snapshot/";
 
 type Place = (BucketId, Name, u64);
 
+/// A version that a schedule took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scheduled {
+    pub(crate) version: u64,
+    /// When it was taken, in milliseconds since 1970.
+    pub(crate) taken_ms: u64,
+    pub(crate) sealed: bool,
+}
+
 /// The versions that were taken or imported here.
 #[derive(Debug)]
 pub(crate) struct Versions {
@@ -72,12 +81,17 @@ impl Versions {
         records.range(range).next_back().map_or(0, |((_, _, version), _)| *version)
     }
 
-    /// The versions of an object that a schedule took, the oldest first, with when that was.
-    pub(crate) fn scheduled(&self, bucket: BucketId, object: &Name) -> Vec<(u64, u64)> {
+    /// The versions of an object that a schedule took, the oldest first.
+    pub(crate) fn scheduled(&self, bucket: BucketId, object: &Name) -> Vec<Scheduled> {
         let records = self.lock();
         let of_object = records.range((bucket, object.clone(), 0)..=(bucket, object.clone(), u64::MAX));
         let scheduled = of_object.filter(|(_, record)| record.scheduled == Some(true));
-        scheduled.map(|((_, _, version), record)| (*version, record.taken_ms)).collect()
+        let of = |version: u64, record: &SnapshotRecord| Scheduled {
+            version,
+            taken_ms: record.taken_ms,
+            sealed: record.snapshot.is_some(),
+        };
+        scheduled.map(|((_, _, version), record)| of(*version, record)).collect()
     }
 
     /// Gives the next version of an object to a record that `write` makes durable together with its own changes.

@@ -65,6 +65,8 @@ pub(super) struct Runs {
 pub(super) struct Failed {
     /// When.
     pub(super) at_ms: u64,
+    /// When it is tried again.
+    pub(super) again_ms: u64,
     /// How many runs have failed one after another.
     pub(super) times: u32,
     /// Why.
@@ -74,18 +76,14 @@ pub(super) struct Failed {
 impl Failed {
     /// The failure after those that there were.
     pub(super) fn after(before: Option<&Self>, at_ms: u64, error: ApiError) -> Self {
-        Self { at_ms, times: before.map_or(0, |before| before.times).saturating_add(1), error }
-    }
-
-    /// When it is tried again.
-    fn again_ms(&self) -> u64 {
-        let doublings = self.times.saturating_sub(1).min(16);
-        self.at_ms.saturating_add((AGAIN_FIRST_MS << doublings).min(AGAIN_MOST_MS))
+        let times = before.map_or(0, |before| before.times);
+        let wait_ms = (AGAIN_FIRST_MS << times.min(16)).min(AGAIN_MOST_MS);
+        Self { at_ms, again_ms: at_ms.saturating_add(wait_ms), times: times.saturating_add(1), error }
     }
 
     fn may_try(&self, now_ms: u64) -> bool {
         // Also where the clock was put back.
-        now_ms >= self.again_ms() || now_ms < self.at_ms
+        now_ms >= self.again_ms || now_ms < self.at_ms
     }
 }
 
@@ -115,7 +113,7 @@ impl Group {
             return now_ms;
         }
         match &runs.failed {
-            Some(failed) => failed.again_ms(),
+            Some(failed) => failed.again_ms,
             None => (self.looked_ms(runs) / self.every_ms).saturating_add(1).saturating_mul(self.every_ms),
         }
     }

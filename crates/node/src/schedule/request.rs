@@ -68,8 +68,12 @@ impl Node {
             (record.since_ms, record.last) = (before.since_ms, before.last);
         }
         changing.put(id, record)?;
-        // What has failed may have been mended by this.
-        self.schedules.note_runs(target, super::Runs::default());
+        // What has failed may have been mended by this, and is tried again at once.
+        let mut runs = self.schedules.runs(&target);
+        if let Some(failed) = &mut runs.failed {
+            failed.again_ms = failed.at_ms;
+            self.schedules.note_runs(target, runs);
+        }
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use volume::Volume;
 
 use super::plan::{Failed, Group, Runs, Target};
 use super::{record_name, retention};
-use crate::api::ApiError;
+use crate::api::{ApiError, TaskKind};
 use crate::buckets::BucketState;
 use crate::error::blocking;
 use crate::node::Node;
@@ -29,8 +29,8 @@ const MESSAGE: &str = "scheduled";
 /// What came of looking at a group that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ran {
-    /// A snapshot was taken, as this version.
-    Taken(u64),
+    /// A snapshot was taken.
+    Taken,
     /// Nothing was written since the last one.
     Unchanged,
     /// It has been changed since it was looked at; it is looked at again.
@@ -90,13 +90,9 @@ impl Node {
         if group.is_due(runs, now_ms) {
             let (node, taking, object, group) =
                 (Arc::clone(self), Arc::clone(&bucket), target.1.clone(), group.clone());
-            let taken = blocking(move || node.take_scheduled(&taking, object, &group, now_ms)).await?;
-            if let Ran::Taken(version) = taken {
-                self.index_bucket(&bucket).await?;
-                self.start_sealing(&bucket, target.1.clone(), version).await?;
-            }
-            ran = Some(taken);
+            ran = Some(blocking(move || node.take_scheduled(&taking, object, &group, now_ms)).await?);
         }
+        self.seal_scheduled(&bucket, &target.1).await?;
         if let Some(keep) = group.keep {
             self.withdraw(&bucket, &target.1, keep).await?;
         }
@@ -148,7 +144,7 @@ impl Node {
         let changes = |version| after(version).iter().map(|(id, record)| record.change(record_name(*id))).collect();
         let version = self.freeze(bucket, new, changes)?;
         after(version).into_iter().for_each(|(id, record)| changing.note(id, record));
-        Ok(Ran::Taken(version))
+        Ok(Ran::Taken)
     }
 
     /// Whether all volumes of a group have the same last snapshot, and it is still there.
@@ -158,6 +154,21 @@ impl Node {
         versions.all(|other| other == Some(version))
             && self.versions.find(bucket.id, object, version).is_some_and(|record| record.scheduled == Some(true))
             && bucket.history().log.version(object, version).is_none_or(|found| !found.retired)
+    }
+
+    /// Seals the scheduled snapshots of an object that are not: the one that was just taken, and those whose sealing failed or could not
+    /// begin.
+    async fn seal_scheduled(self: &Arc<Self>, bucket: &Arc<BucketState>, object: &Name) -> Result<(), ApiError> {
+        let scheduled = self.versions.scheduled(bucket.id, object).into_iter();
+        let unsealed = scheduled.filter(|scheduled| !scheduled.sealed);
+        for version in unsealed.map(|scheduled| scheduled.version) {
+            if self.tasks.find_running(TaskKind::Seal, &format!("{}/{object}@{version}", bucket.name())).is_some() {
+                continue;
+            }
+            self.index_bucket(bucket).await?;
+            self.start_sealing(bucket, object.clone(), version).await?;
+        }
+        Ok(())
     }
 
     /// Withdraws the scheduled snapshots of an object that no rule keeps. One that is attached, or not sealed yet, has time.
@@ -182,15 +193,15 @@ impl Node {
         let name = bucket.name();
         let mut scheduled = self.versions.scheduled(bucket.id, object);
         let history = bucket.history();
-        scheduled.retain(|(version, _)| history.log.version(object, *version).is_none_or(|found| !found.retired));
+        scheduled.retain(|one| history.log.version(object, one.version).is_none_or(|found| !found.retired));
         scheduled.reverse();
-        let taken_ms: Vec<u64> = scheduled.iter().map(|(_, taken_ms)| *taken_ms).collect();
+        let taken_ms: Vec<u64> = scheduled.iter().map(|one| one.taken_ms).collect();
         let unkept = scheduled.into_iter().zip(retention::kept(keep, &taken_ms)).filter(|(_, kept)| !kept);
         let may_go = |version: &u64| {
             let Some(logged) = history.log.version(object, *version) else { return false };
             let names = [format!("{name}/{object}@{version}"), logged.snapshot.to_string()];
             names.iter().all(|target| self.attachments.find(target).is_none())
         };
-        unkept.map(|((version, _), _)| version).filter(may_go).collect()
+        unkept.map(|(one, _)| one.version).filter(may_go).collect()
     }
 }

@@ -220,7 +220,9 @@ async fn what_fails_is_shown_and_tried_again_and_never_lost() {
     world.run().await;
     assert_eq!(world.shown("web1").failure.unwrap().times, 2);
     world.node.buckets.create(name("vms")).unwrap();
-    world.clock.fetch_add(20_000, Ordering::SeqCst);
+    world.run().await;
+    assert!(world.versions("web").await.is_empty(), "not before its time");
+    world.put("web1", "web", "").await;
     world.run().await;
     assert_eq!((world.shown("web1").failure, world.versions("web").await), (None, vec![1]));
 }

@@ -238,6 +238,18 @@ fn what_cannot_be_is_said(node: &ClusterNode) -> Result<()> {
         ensure!(refused.contains(says), "{refused}");
     }
     ensure!(node.volumes_of("refused")?.is_empty(), "nothing is left of what was refused");
+    node.gnt(
+        "gnt-instance add -t diskless -o marked+default --no-name-check --no-ip-check --no-start --no-install \
+              --net 0:ip=none -n node1.cluster1.test bare1",
+    )?;
+    for (command, says) in [
+        ("export", "the disks of bare1 are of the template diskless, and not brant's"),
+        ("snapshot", "no disk of the instance bare1 is at the node"),
+    ] {
+        let printed = node.try_brant(&["ganeti", command, "bare1", "vms/bare1"])?;
+        ensure!(!printed.success && printed.all().contains(says), "{}", printed.all());
+    }
+    ensure!(!node.try_brant(&["snapshot", "show", "vms/bare1"])?.success, "nothing was taken");
     Ok(())
 }
 

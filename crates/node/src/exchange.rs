@@ -130,6 +130,9 @@ impl Node {
         let reference = request.reference;
         let name = request.bucket.unwrap_or_else(|| reference.name.clone());
         if let Ok(existing) = self.buckets.find(&name) {
+            if existing.subscribed().as_ref() == Some(&reference) {
+                self.check_readable(&reference).await?;
+            }
             return Err(self.taken(&existing, &reference, request.policy));
         }
         let client = self.indexers.client(&reference.indexer)?;
@@ -154,6 +157,15 @@ impl Node {
         self.start_exchanging(&bucket);
         let entries = bucket.history().log.length();
         Ok(Subscription { bucket: bucket.name(), reference, policy, entries })
+    }
+
+    /// An error where the Indexer says that a reference may not be read, or not any more.
+    async fn check_readable(&self, reference: &Reference) -> Result<(), ApiError> {
+        let client = self.indexers.client(&reference.indexer)?;
+        match client.reference(&reference.account, &reference.name).await {
+            Err(error @ ClientError::NotFound(_)) => Err(reference_error(&error, reference)),
+            _ => Ok(()),
+        }
     }
 
     fn taken(&self, existing: &BucketState, reference: &Reference, policy: Policy) -> ApiError {

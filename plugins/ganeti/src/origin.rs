@@ -1,11 +1,15 @@
 //! What a disk begins as: a snapshot of this node's, or one that an Indexer's reference leads to.
 
 use std::str::FromStr;
+use std::time::Duration;
 
 use node::api::{ApiError, Bucket, ErrorCode, Policy, SubscribeRequest};
 use types::{Name, ObjectPath, Reference, SnapshotId};
 
 use crate::session::Session;
+
+/// How long the Indexer may take to say whether what is followed may still be read.
+const ASK_AGAIN: Duration = Duration::from_secs(3);
 
 /// An origin could not be read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -90,8 +94,19 @@ async fn bucket_of(session: &Session<'_>, reference: &Reference) -> Result<Name,
     let of = |place: fn(&Bucket) -> &Option<Reference>| {
         buckets.iter().find(|bucket| place(bucket).as_ref() == Some(reference)).map(|bucket| bucket.name.clone())
     };
-    if let Some(known) = of(|bucket| &bucket.published).or_else(|| of(|bucket| &bucket.subscribed)) {
-        return Ok(known);
+    if let Some(own) = of(|bucket| &bucket.published) {
+        return Ok(own);
+    }
+    if let Some(followed) = of(|bucket| &bucket.subscribed) {
+        let request =
+            SubscribeRequest { reference: reference.clone(), bucket: Some(followed.clone()), policy: Policy::Lazy };
+        // It may have been granted before and not be any more: a disk would wait for its data for ever. Whoever cannot be asked
+        // may be so for a moment, and what is here already needs nobody.
+        let asking = Session::new(session.client, ASK_AGAIN);
+        return match asking.ask(asking.client.subscribe(&request)).await {
+            Err(error) if error.code == ErrorCode::NotFound => Err(error),
+            _ => Ok(followed),
+        };
     }
     let taken = buckets.iter().any(|bucket| bucket.name == reference.name);
     let longer = || format!("{}.{}", reference.account, reference.name).parse().ok();

@@ -23,6 +23,7 @@ mod library;
 mod listing;
 mod node;
 mod passed;
+mod readers;
 mod record;
 mod resolve;
 mod restart;

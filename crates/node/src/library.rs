@@ -17,6 +17,7 @@ use types::{EndpointId, Reference, SnapshotId};
 use crate::buckets::{BucketState, Buckets};
 use crate::cluster::Moves;
 use crate::indexers::Indexers;
+use crate::readers::Readers;
 use crate::version::Versions;
 
 /// For how long an Indexer's answer about providers or addresses is used again.
@@ -38,6 +39,7 @@ pub(crate) struct NodeLibrary {
     versions: Arc<Versions>,
     indexers: Arc<Indexers>,
     moves: Arc<Moves>,
+    readers: Arc<Readers>,
     providers: Arc<Remembered<SnapshotId, Vec<EndpointId>>>,
     addresses: Arc<Remembered<EndpointId, Vec<SocketAddr>>>,
     relatives: Remembered<SnapshotId, Arc<Vec<Relative>>>,
@@ -67,6 +69,7 @@ impl NodeLibrary {
         versions: Arc<Versions>,
         indexers: Arc<Indexers>,
         moves: Arc<Moves>,
+        readers: Arc<Readers>,
         moved: Arc<Notify>,
     ) -> Self {
         Self {
@@ -75,6 +78,7 @@ impl NodeLibrary {
             versions,
             indexers,
             moves,
+            readers,
             providers: Arc::default(),
             addresses: Arc::default(),
             relatives: Mutex::default(),
@@ -146,6 +150,7 @@ impl Library for NodeLibrary {
         }
         let offering = self.buckets.offering(snapshot);
         let readable = offering.into_iter().find(|bucket| bucket.readable_by(peer.endpoint, &peer.accounts))?;
+        self.readers.note(*snapshot);
         let (domains, upstream) = self.domains_in(&readable, snapshot);
         Some(Served { domains, upstream })
     }

@@ -28,6 +28,7 @@ use crate::indexers::Indexers;
 use crate::labels::Labels;
 use crate::library::NodeLibrary;
 use crate::passed::PassedSockets;
+use crate::readers::Readers;
 use crate::restart::SuccessorState;
 use crate::schedule::Schedules;
 use crate::task::Tasks;
@@ -85,6 +86,7 @@ pub(crate) struct Node {
     pub(crate) volumes: Arc<Volumes>,
     pub(crate) labels: Labels,
     pub(crate) schedules: Schedules,
+    pub(crate) readers: Arc<Readers>,
     pub(crate) swarm: Arc<Swarm>,
     pub(crate) buckets: Arc<Buckets>,
     pub(crate) versions: Arc<Versions>,
@@ -135,12 +137,14 @@ impl Node {
         let indexers = Arc::new(Indexers::open(&directory.join("logins"), signer.clone())?);
         let moved = Arc::new(Notify::new());
         let moves = Arc::new(Moves::default());
+        let readers = Arc::new(Readers::new(options.clock.clone()));
         let library = Arc::new(NodeLibrary::new(
             Arc::clone(&store),
             Arc::clone(&buckets),
             Arc::clone(&versions),
             Arc::clone(&indexers),
             Arc::clone(&moves),
+            Arc::clone(&readers),
             Arc::clone(&moved),
         ));
         let mut swarm_options = SwarmOptions::new(*signer.seed());
@@ -165,6 +169,7 @@ impl Node {
             volumes,
             labels,
             schedules,
+            readers,
             swarm,
             buckets,
             versions,

@@ -171,7 +171,8 @@ impl Node {
         Ok(())
     }
 
-    /// Withdraws the scheduled snapshots of an object that no rule keeps. One that is attached, or not sealed yet, has time.
+    /// Withdraws the scheduled snapshots of an object that no rule keeps. One that is attached, that a peer reads, or that is not sealed
+    /// yet, has time.
     async fn withdraw(self: &Arc<Self>, bucket: &Arc<BucketState>, object: &Name, keep: Keep) -> Result<(), ApiError> {
         let (node, withdrawing, object) = (Arc::clone(self), Arc::clone(bucket), object.clone());
         let withdrawn = blocking(move || {
@@ -196,9 +197,13 @@ impl Node {
         scheduled.retain(|one| history.log.version(object, one.version).is_none_or(|found| !found.retired));
         scheduled.reverse();
         let taken_ms: Vec<u64> = scheduled.iter().map(|one| one.taken_ms).collect();
+        let shared = history.log.readers().next().is_some() || bucket.published().is_some();
         let unkept = scheduled.into_iter().zip(retention::kept(keep, &taken_ms)).filter(|(_, kept)| !kept);
         let may_go = |version: &u64| {
             let Some(logged) = history.log.version(object, *version) else { return false };
+            if shared && self.readers.may_be_reading(&logged.snapshot) {
+                return false;
+            }
             let names = [format!("{name}/{object}@{version}"), logged.snapshot.to_string()];
             names.iter().all(|target| self.attachments.find(target).is_none())
         };

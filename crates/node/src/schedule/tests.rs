@@ -175,6 +175,34 @@ async fn what_was_missed_is_made_up_for_once_and_nothing_is_taken_twice() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_peers_read_is_not_withdrawn_before_they_have_read_it() {
+    let world = World::new().await;
+    world.put("web1", "web", "1").await;
+    let bucket = world.node.buckets.find(&name("vms")).unwrap();
+    bucket.append(format::entry::Action::Grant { reader: format::entry::Reader::Everyone }).unwrap();
+    for _ in 0..2 {
+        world.write("web1");
+        world.pass(1).await;
+    }
+    let id = world.node.resolve("vms/web@2").unwrap().snapshot.unwrap();
+    world.node.readers.note(id);
+    for _ in 0..2 {
+        world.write("web1");
+        world.pass(1).await;
+    }
+    assert_eq!(world.versions("web").await, [2, 4], "one of them is read");
+    drop(bucket);
+    let world = world.restart().await;
+    world.write("web1");
+    world.clock.fetch_add(HOUR * 3 / 4, Ordering::SeqCst);
+    world.run().await;
+    assert_eq!(world.versions("web").await, [2, 4, 5], "nothing is known yet of who reads what");
+    world.write("web1");
+    world.pass(1).await;
+    assert_eq!(world.versions("web").await, [6], "nobody has asked for them");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_group_is_taken_together_without_what_is_deleted() {
     let world = World::new().await;
     world.put("db-data", "db", "1").await;

@@ -19,6 +19,7 @@ mod objects;
 mod packs;
 mod peers;
 mod statements;
+mod vhost_user;
 
 /// A decoder under test.
 #[derive(Clone, Copy, Debug)]
@@ -32,7 +33,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 30] = [
+pub const TARGETS: [Target; 32] = [
     Target { name: "chunk", run: objects::chunk, seeds: objects::chunk_seeds },
     Target { name: "node", run: objects::node, seeds: objects::node_seeds },
     Target { name: "manifest", run: objects::manifest, seeds: objects::manifest_seeds },
@@ -63,6 +64,8 @@ pub const TARGETS: [Target; 30] = [
     Target { name: "definition", run: definitions::definition, seeds: definitions::definition_seeds },
     Target { name: "name", run: names::name, seeds: names::name_seeds },
     Target { name: "nbd_uri", run: names::nbd_uri, seeds: names::nbd_uri_seeds },
+    Target { name: "vhost_message", run: vhost_user::message, seeds: vhost_user::message_seeds },
+    Target { name: "vhost_request", run: vhost_user::request, seeds: vhost_user::request_seeds },
 ];
 
 /// Runs the target of a name; what `cargo-fuzz` calls.

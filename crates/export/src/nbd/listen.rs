@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -82,9 +82,20 @@ impl Reservation {
         Listener::bind(listen).map(Reservation)
     }
 
+    /// The socket that is listened at; accepting does not block.
+    #[must_use]
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.0.socket.as_fd()
+    }
+
+    /// Removes the socket's file, if it is still this socket's.
+    pub fn remove(&self) {
+        self.0.remove();
+    }
+
     /// Disconnects who waits, and removes the socket.
     pub fn give_up(self) {
-        self.0.remove();
+        self.remove();
     }
 }
 

@@ -102,8 +102,11 @@ pub fn make_disks(directory: &Path, disks: Disks) -> Result<()> {
 /// # Errors
 /// As [`make`].
 pub fn make_guest(directory: &Path) -> Result<()> {
-    // The script moves the kernel into place after the initial file system.
-    if guest_kernel(directory).kernel.exists() {
+    // The script moves the kernel into place after the initial file system. A guest made before what it does was changed
+    // is made anew.
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let asset = workspace::assets().join("guest-init.sh");
+    if changed(&guest_kernel(directory).initrd).is_some_and(|made| changed(&asset).is_none_or(|asset| asset <= made)) {
         return Ok(());
     }
     if let Some(reason) = guest_lacks()? {

@@ -50,6 +50,8 @@ pub enum Disk {
         /// For how long requests wait for a server that has gone, in seconds; 0 lets them fail.
         reconnect_delay_seconds: u32,
     },
+    /// What QEMU takes for a disk that shares the machine's memory, word by word.
+    SharedMemory(Vec<String>),
 }
 
 impl Disk {
@@ -73,6 +75,16 @@ impl Disk {
         self
     }
 
+    /// What QEMU takes for it, in a machine with so much memory.
+    fn arguments(&self, memory_mib: u32) -> Vec<String> {
+        if let Disk::SharedMemory(arguments) = self {
+            let memory = format!("memory-backend-memfd,id=ram,size={memory_mib}M,share=on");
+            let shared = ["-object", &memory, "-machine", "memory-backend=ram"];
+            return shared.into_iter().map(str::to_owned).chain(arguments.iter().cloned()).collect();
+        }
+        ["-drive", &self.drive(), "-device", "virtio-blk-pci,drive=disk"].map(str::to_owned).to_vec()
+    }
+
     fn drive(&self) -> String {
         // In a QEMU option a comma is written twice.
         let quote = |text: &str| text.replace(',', ",,");
@@ -90,6 +102,7 @@ impl Disk {
                     reconnect_delay_seconds
                 );
             }
+            Disk::SharedMemory(_) => {}
         }
         drive
     }
@@ -131,7 +144,7 @@ impl Boot {
             command.args(["-append", &format!("console=ttyS0 panic=-1 {}", self.append)]);
         }
         if let Some(disk) = &self.disk {
-            command.args(["-drive", &disk.drive(), "-device", "virtio-blk-pci,drive=disk"]);
+            command.args(disk.arguments(self.memory_mib));
         }
         command
     }

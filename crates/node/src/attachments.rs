@@ -1,11 +1,12 @@
 //! Attachments: volumes and snapshots as block devices, which come back by themselves after a restart.
 //!
 //! Each has a server and a socket of its own, `nbd/TARGET.sock` in the node's directory. A device of the kernel is beside it,
-//! as a client of that server ([`kernel`]).
+//! as a client of that server ([`kernel`]). Those by vhost-user have servers and sockets of another kind ([`vhost_user`]).
 
 mod devices;
 mod kernel;
 mod place;
+mod vhost_user;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,9 +22,10 @@ use crate::api::{ApiError, AttachRequest, Attachment, ErrorCode, Transport};
 use crate::error::{blocking, store_error};
 use crate::node::Node;
 use crate::passed::PassedSockets;
-use crate::record::{AttachmentRecord, Record};
+use crate::record::{AttachmentRecord, Record, VhostUserRecord};
 use kernel::KernelDevice;
 use place::Place;
+use vhost_user::VhostUserAttachments;
 
 const PREFIX: &str = "attachment/";
 
@@ -113,6 +115,8 @@ pub(crate) struct Attachments {
     runtime: tokio::runtime::Handle,
     passed: PassedSockets,
     running: Mutex<BTreeMap<String, Running>>,
+    /// Those by vhost-user. A target is here or in `running`, which is locked first where both are.
+    vhost_user: VhostUserAttachments,
     reserved: Mutex<BTreeMap<PathBuf, Reservation>>,
     /// Held while a device of the kernel is given another connection.
     reconnecting: Mutex<()>,
@@ -138,9 +142,10 @@ impl Attachments {
         passed: PassedSockets,
     ) -> Self {
         let (running, reserved) = (Mutex::default(), Mutex::new(reserved));
+        let vhost_user = VhostUserAttachments::new(directory, Arc::clone(&store), runtime.clone());
         let (directory, sockets) = (directory.to_owned(), directory.join(SOCKETS));
         let (reconnecting, watching) = (Mutex::default(), Mutex::default());
-        Self { directory, sockets, store, runtime, passed, running, reserved, reconnecting, watching }
+        Self { directory, sockets, store, runtime, passed, running, vhost_user, reserved, reconnecting, watching }
     }
 
     fn reconnecting(&self) -> std::sync::MutexGuard<'_, ()> {
@@ -170,6 +175,7 @@ impl Attachments {
             Listen::Tcp(_) => None,
         };
         let device = running.kernel.as_ref().and_then(|device| device.block());
+        let drive = qemu_drive(&running.listen, target, running.options.tls.is_some(), running.read_only);
         Attachment {
             target: target.to_owned(),
             via: running.kernel.as_ref().map_or(Transport::Nbd, |device| device.transport()),
@@ -178,7 +184,8 @@ impl Attachments {
             socket,
             export: target.to_owned(),
             home: None,
-            qemu_drive: qemu_drive(&running.listen, target, running.options.tls.is_some(), running.read_only),
+            qemu_arguments: vec!["-drive".to_owned(), drive.clone()],
+            qemu_drive: drive,
             read_only: running.read_only,
             connections: running.server.as_ref().map_or(0, |server| server.connections(target)) as u64,
         }
@@ -186,12 +193,16 @@ impl Attachments {
 
     /// All attachments.
     pub(crate) fn list(&self) -> Vec<Attachment> {
-        self.lock().iter().map(|(target, running)| Self::show(target, running)).collect()
+        let mut all: Vec<_> = self.lock().iter().map(|(target, running)| Self::show(target, running)).collect();
+        all.extend(self.vhost_user.list());
+        all.sort_by(|one, other| one.target.cmp(&other.target));
+        all
     }
 
     /// Where a target is attached.
     pub(crate) fn find(&self, target: &str) -> Option<Attachment> {
-        self.lock().get(target).map(|running| Self::show(target, running))
+        let found = self.lock().get(target).map(|running| Self::show(target, running));
+        found.or_else(|| self.vhost_user.find(target))
     }
 
     fn place(&self, target: &str, record: &AttachmentRecord) -> Result<Place, ApiError> {
@@ -210,9 +221,12 @@ impl Attachments {
         begin: Begin,
     ) -> Result<(), ApiError> {
         let mut running = self.lock();
-        if running.contains_key(target) {
+        if running.contains_key(target) || self.vhost_user.find(target).is_some() {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{target} is attached already"))
                 .hint(format!("see: brant status, or brant detach {target}")));
+        }
+        if record.vhost_user.is_some() {
+            return self.vhost_user.start(target, record, device);
         }
         let read_only = device.read_only();
         let read_timeout = record.read_timeout_ms.map(Duration::from_millis);
@@ -242,7 +256,7 @@ impl Attachments {
 
     fn stop(&self, target: &str) -> bool {
         let stopped = self.lock().remove(target);
-        stopped.map(Running::stop).is_some()
+        stopped.map(Running::stop).is_some() || self.vhost_user.stop(target)
     }
 
     /// Stops all servers between two requests of each connection, all at once; where one cannot be stopped within
@@ -269,6 +283,7 @@ impl Attachments {
                 Ok(None) | Err(_) => tracing::error!(target, "an attachment is lost"),
             }
         }
+        stuck.extend(self.vhost_user.suspend_all(patience));
         drop(running);
         if stuck.is_empty() {
             return Ok(suspended);
@@ -289,10 +304,13 @@ impl Attachments {
                 Err(error) => tracing::error!(%error, target, "an attachment is lost"),
             }
         }
+        drop(all);
+        self.vhost_user.resume_all();
     }
 
     /// Closes the connections to a target, which stays attached.
     pub(crate) fn disconnect(&self, target: &str) {
+        self.vhost_user.disconnect(target);
         if let Some(server) = self.lock().get(target).and_then(|running| running.server.as_ref()) {
             server.close_export(target);
         }
@@ -300,8 +318,11 @@ impl Attachments {
 
     /// Ends all servers; the records stay.
     pub(crate) async fn stop_all(&self) {
-        let all = std::mem::take(&mut *self.lock());
-        let stop = move || all.into_values().for_each(Running::stop);
+        let (all, vhost_user) = (std::mem::take(&mut *self.lock()), self.vhost_user.take_all());
+        let stop = move || {
+            all.into_values().for_each(Running::stop);
+            vhost_user.into_iter().for_each(|server| server.stop(GRACE));
+        };
         if let Err(error) = tokio::task::spawn_blocking(stop).await {
             tracing::warn!(%error, "attachments could not be stopped in order");
         }
@@ -312,7 +333,9 @@ impl Node {
     /// Attaches a volume or snapshot.
     pub(crate) async fn attach(self: &Arc<Self>, request: AttachRequest) -> Result<Attachment, ApiError> {
         let transport = kernel::choose(request.via)?;
-        if transport != Transport::Nbd && (request.listen.is_some() || request.tls_certificates.is_some()) {
+        if transport == Transport::VhostUser {
+            vhost_user::check(&request)?;
+        } else if transport.makes_device() && (request.listen.is_some() || request.tls_certificates.is_some()) {
             let message = "a device of the kernel is served at a unix socket of its own, without TLS";
             return Err(ApiError::new(ErrorCode::Invalid, message).hint("leave out --listen and --tls-certificates"));
         }
@@ -327,6 +350,7 @@ impl Node {
             plain_allowed,
             kernel: None,
             remote,
+            vhost_user: (transport == Transport::VhostUser).then_some(VhostUserRecord { write_through: false }),
         };
         let volume = target.parse::<Name>().ok().filter(|name| self.volumes.get(name).is_some());
         let (node, insecure) = (Arc::clone(self), request.insecure_listen);
@@ -340,7 +364,7 @@ impl Node {
                     ApiError::new(ErrorCode::Conflict, message).hint("try again: it is attached from where it is")
                 );
             }
-            if transport != Transport::Nbd {
+            if transport.makes_device() {
                 let made =
                     node.watch_devices(transport).and_then(|()| node.attachments.make_device(&target, transport));
                 if made.is_err() {
@@ -390,7 +414,10 @@ impl Node {
                 node.attachments.check_unused(&target)?;
             }
             node.attachments.remove_device(&target, force)?;
+            let records = node.attachments.records();
             node.store.roots().apply(vec![(record_name(&target), None)]).map_err(store_error)?;
+            // A server that is being stopped may want to write into the record.
+            drop(records);
             node.attachments.stop(&target);
             Ok(())
         })
@@ -436,6 +463,7 @@ impl Node {
         }
         // Nothing is attached there any more.
         std::mem::take(&mut *self.attachments.reserved()).into_values().for_each(Reservation::give_up);
+        self.attachments.vhost_user.sweep();
         let node = Arc::clone(self);
         blocking(move || {
             for transport in kernel.iter().filter_map(|(_, record)| Some(record.kernel?.transport())) {
@@ -465,6 +493,11 @@ impl Node {
 }
 
 impl Attachments {
+    /// Held by whoever changes a part of an attachment's record, so that no other part is lost.
+    pub(crate) fn records(&self) -> std::sync::MutexGuard<'_, ()> {
+        self.vhost_user.records()
+    }
+
     fn address(&self, target: &str) -> Option<Listen> {
         self.lock().get(target).map(|running| running.listen.clone())
     }

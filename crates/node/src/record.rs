@@ -187,6 +187,17 @@ pub(crate) struct AttachmentRecord {
     /// That it is a volume of another member of the cluster.
     #[n(7)]
     pub(crate) remote: Option<RemoteRecord>,
+    /// That it is served by vhost-user, and how.
+    #[n(8)]
+    pub(crate) vhost_user: Option<VhostUserRecord>,
+}
+
+/// How something is served by vhost-user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct VhostUserRecord {
+    /// Whether a guest has turned the write cache off: who takes over from a dead node is not told again.
+    #[n(0)]
+    pub(crate) write_through: bool,
 }
 
 /// How something is a device of the kernel.
@@ -212,7 +223,7 @@ impl KernelRecord {
     /// The record of a device with a number; nothing where the transport makes none.
     pub(crate) fn of(transport: Transport, number: u32) -> Option<Self> {
         match transport {
-            Transport::Nbd => None,
+            Transport::Nbd | Transport::VhostUser => None,
             Transport::Fuse => Some(Self::Fuse { number }),
             Transport::NbdKernel => Some(Self::Nbd { number }),
         }
@@ -467,7 +478,7 @@ mod tests {
     }
 
     #[test]
-    fn attachments_say_which_device_of_the_kernel_they_are() {
+    fn attachments_say_how_they_are_visible() {
         let of = |kernel| AttachmentRecord {
             target: "web".to_owned(),
             disk: None,
@@ -477,6 +488,7 @@ mod tests {
             plain_allowed: None,
             kernel: KernelRecord::of(kernel, 3),
             remote: None,
+            vhost_user: (kernel == Transport::VhostUser).then_some(VhostUserRecord { write_through: true }),
         };
         for (file, transport) in [("fuse", Transport::Fuse), ("nbd", Transport::NbdKernel)] {
             let bytes = to_canonical(&of(transport));
@@ -486,5 +498,8 @@ mod tests {
             assert_eq!(read.kernel.map(|kernel| (kernel.transport(), kernel.number())), Some((transport, 3)));
         }
         assert_eq!(of(Transport::Nbd).kernel, None);
+        let shared = to_canonical(&of(Transport::VhostUser));
+        golden("attachment-vhost-user-1.cbor", &shared);
+        assert_eq!(AttachmentRecord::from_bytes(&shared).unwrap(), of(Transport::VhostUser));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use node::api::{AttachRequest, Attachment, TlsPolicy, Via};
+use node::api::{AttachRequest, Attachment, TlsPolicy, Transport, Via};
 
 use crate::arguments::{choice, some_milliseconds};
 use crate::context::Context;
@@ -12,7 +12,8 @@ use crate::output::table::Table;
 /// Make a volume or snapshot a block device, or list what is one
 ///
 /// Prints the URI, and what QEMU takes, with a reconnect-delay: its guest then waits for a node that was killed and is
-/// started again. With --via kernel it prints a block device, whose users wait too. A snapshot is read-only. An
+/// started again. With --via vhost-user QEMU's guest speaks with the node directly, through its memory, and waits too. With
+/// --via kernel it prints a block device, whose users wait too. A snapshot is read-only. An
 /// attachment lasts until it is detached, across restarts of the node, at the same socket and device. Without a target,
 /// lists the attachments.
 #[derive(clap::Args, Debug)]
@@ -21,6 +22,7 @@ use crate::output::table::Table;
   brant attach vms/web@3 --listen 127.0.0.1:10809
   brant attach web1 --listen 0.0.0.0:10809 --tls-certificates /etc/pki/brant
   brant attach web1 --listen fd:web1
+  brant attach web1 --via vhost-user
   brant attach web1 --via kernel
   brant attach
   qemu-system-x86_64 -m 1G -drive \"$(brant attach web1 --json | jq -r .qemu_drive)\"")]
@@ -31,9 +33,9 @@ pub(crate) struct AttachArguments {
     /// The disk, of a snapshot that has several
     #[arg(long, value_name = "NAME", requires = "target")]
     disk: Option<String>,
-    /// How it becomes visible: by NBD alone, or also as a device of the kernel, in the best way that the machine has, by
-    /// the kernel's own NBD driver, or as a loop device over FUSE
-    #[arg(long, default_value = "nbd", value_parser = choice::<Via>(&["nbd", "kernel", "nbd-kernel", "fuse"]))]
+    /// How it becomes visible: by NBD alone, by vhost-user-blk for QEMU, or also as a device of the kernel, in the best way
+    /// that the machine has, by the kernel's own NBD driver, or as a loop device over FUSE
+    #[arg(long, default_value = "nbd", value_parser = choice::<Via>(&["nbd", "vhost-user", "kernel", "nbd-kernel", "fuse"]))]
     via: Via,
     /// Where to listen, instead of at a unix socket in the node's directory: IP:PORT, unix:PATH, or fd:NAME, a socket
     /// that the node was started with (systemd's FileDescriptorName)
@@ -84,7 +86,7 @@ pub(crate) async fn attach(context: &Context, arguments: AttachArguments) -> Out
         tls: arguments.tls,
     };
     let attachment = context.client.attach(&request).await?;
-    context.output.show(&attachment, |_| attachment.device.as_ref().unwrap_or(&attachment.uri).clone())?;
+    context.output.show(&attachment, |_| shown(&attachment).to_owned())?;
     if let Some(home) = &attachment.home {
         context
             .output
@@ -128,8 +130,25 @@ pub(crate) async fn detach(context: &Context, arguments: DetachArguments) -> Out
     context.output.done(&detached, &format!("detached {}", arguments.target))
 }
 
+/// What users of an attachment want to know first.
+fn shown(attachment: &Attachment) -> &str {
+    match (&attachment.device, &attachment.socket, attachment.via) {
+        (Some(device), _, _) => device,
+        (None, Some(socket), Transport::VhostUser) => socket,
+        _ => &attachment.uri,
+    }
+}
+
 /// QEMU's arguments for an attachment.
 fn qemu(attachment: &Attachment) -> String {
+    if attachment.via == Transport::VhostUser {
+        let memory = "-object memory-backend-memfd,id=ram,size=MEMORY,share=on -machine memory-backend=ram";
+        let words = attachment.qemu_arguments.iter().map(|word| match word.starts_with('-') {
+            true => format!(" {word}"),
+            false => format!(" '{word}'"),
+        });
+        return words.fold(format!("-m MEMORY {memory}"), |line, word| line + &word);
+    }
     let credentials = "-object tls-creds-x509,id=tls0,endpoint=client,dir=CERTIFICATES ";
     let credentials = if attachment.uri.starts_with("nbds") { credentials } else { "" };
     format!("{credentials}-drive '{}'", attachment.qemu_drive)

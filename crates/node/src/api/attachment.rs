@@ -14,9 +14,20 @@ pub enum Transport {
     Fuse,
     /// A device of the kernel's own NBD driver, beside the unix socket. Takes root and the driver (`modprobe nbd`).
     NbdKernel,
+    /// vhost-user-blk over a unix socket: a virtio block device for QEMU's guest, whose requests QEMU does not see.
+    VhostUser,
 }
 
 impl Transport {
+    /// Whether it makes a device of the kernel.
+    #[must_use]
+    pub fn makes_device(self) -> bool {
+        match self {
+            Self::Nbd | Self::VhostUser => false,
+            Self::Fuse | Self::NbdKernel => true,
+        }
+    }
+
     /// Its name on the command line and in JSON.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -24,6 +35,7 @@ impl Transport {
             Self::Nbd => "nbd",
             Self::Fuse => "fuse",
             Self::NbdKernel => "nbd-kernel",
+            Self::VhostUser => "vhost-user",
         }
     }
 }
@@ -39,6 +51,8 @@ pub enum Via {
     Fuse,
     /// [`Transport::NbdKernel`].
     NbdKernel,
+    /// [`Transport::VhostUser`].
+    VhostUser,
     /// As a device of the kernel, in the best way that the node's machine has.
     Kernel,
 }
@@ -89,7 +103,7 @@ pub struct Attachment {
     pub target: String,
     /// How it is visible.
     pub via: Transport,
-    /// Where: an NBD URI.
+    /// Where: an NBD URI, or `vhost-user+unix:PATH`.
     pub uri: String,
     /// The block device of the kernel, where it is one, such as `/dev/nbd0`. It stays the same across restarts of the
     /// node, not of the machine.
@@ -97,9 +111,14 @@ pub struct Attachment {
     pub device: Option<String>,
     /// The unix socket, where it is one.
     pub socket: Option<String>,
-    /// The value of QEMU's `-drive` for it; the guest's requests wait where the node was killed, until it is back.
+    /// The value of QEMU's `-drive` for it, where it is one of NBD; the guest's requests wait where the node was killed, until
+    /// it is back.
     #[serde(default)]
     pub qemu_drive: String,
+    /// What QEMU takes for it, word by word. With vhost-user its guest's memory has to be shared, too:
+    /// `-object memory-backend-memfd,id=ram,size=…,share=on -machine memory-backend=ram`.
+    #[serde(default)]
+    pub qemu_arguments: Vec<String>,
     /// The name that the export has there.
     pub export: String,
     /// Whether writes are refused.

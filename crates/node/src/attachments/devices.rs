@@ -92,8 +92,9 @@ impl Attachments {
         Err(in_use(format!("{more} {clients} connected")).hint(hint))
     }
 
-    /// Has the kernel know a volume's size, where it has a device of it. Blocks.
+    /// Has the kernel know a volume's size, where it has a device of it, and a guest that uses it by vhost-user. Blocks.
     pub(crate) fn follow_size(&self, target: &str) {
+        self.vhost_user.follow_size(target);
         if let (Some(device), Ok(source)) = (self.kernel(target), self.source(target)) {
             device.follow_size(source.size_bytes);
         }

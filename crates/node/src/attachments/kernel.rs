@@ -36,6 +36,7 @@ const WAYS: [(Transport, Missing); 2] = [(Transport::NbdKernel, nbd::missing), (
 pub(super) fn choose(via: Via) -> Result<Transport, ApiError> {
     let wanted = match via {
         Via::Nbd => return Ok(Transport::Nbd),
+        Via::VhostUser => return Ok(Transport::VhostUser),
         Via::NbdKernel => Some(Transport::NbdKernel),
         Via::Fuse => Some(Transport::Fuse),
         Via::Kernel => None,
@@ -100,7 +101,9 @@ pub(super) fn device(node: &Path, target: &str, transport: Transport) -> Result<
     match transport {
         Transport::NbdKernel => Ok(Arc::new(nbd::NbdKernelDevice::of(node, target)?)),
         Transport::Fuse => Ok(Arc::new(fuse::FuseDevice::of(node, target)?)),
-        Transport::Nbd => Err(ApiError::new(ErrorCode::Internal, format!("{target} is no device of the kernel"))),
+        Transport::Nbd | Transport::VhostUser => {
+            Err(ApiError::new(ErrorCode::Internal, format!("{target} is no device of the kernel")))
+        }
     }
 }
 

@@ -63,7 +63,7 @@ impl Place {
 }
 
 /// Makes the folder of a socket, for the node's user alone: what is below `/run` is gone after the host has started again.
-fn make_folder(socket: &Path) -> Result<(), ApiError> {
+pub(super) fn make_folder(socket: &Path) -> Result<(), ApiError> {
     let Some(folder) = socket.parent().filter(|folder| !folder.exists()) else { return Ok(()) };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(|error| {
         let code = match error.kind() {

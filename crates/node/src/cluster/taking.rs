@@ -247,6 +247,7 @@ impl Node {
 
     /// Says in the record of an attachment that its volume is here. Blocks.
     fn attachment_is_here(&self, target: &str) -> Result<(), ApiError> {
+        let _records = self.attachments.records();
         let key = crate::attachments::record_name(target);
         let damaged = |error| ApiError::from_error(ErrorCode::Damaged, &error);
         let record = AttachmentRecord::read(&*self.store, key.clone()).map_err(damaged)?;

@@ -7,7 +7,9 @@
 mod cluster;
 pub mod devices;
 mod host;
+pub mod islands;
 mod judges;
+pub mod ledger;
 mod load;
 pub mod members;
 mod pair;

@@ -1,9 +1,12 @@
-//! Two nodes of one operator, which are members of one cluster.
+//! Nodes of one operator, which are members of one cluster: two, or three.
 
 use std::net::{SocketAddr, UdpSocket};
+use std::process::Command;
 
 use anyhow::{Context as _, Result};
 use testkit::{Node, World, wait};
+
+use crate::islands::Islands;
 
 /// The members A and B.
 #[derive(Debug)]
@@ -20,7 +23,9 @@ pub struct Members {
 #[derive(Debug)]
 pub struct Site {
     world: World,
-    addresses: [SocketAddr; 2],
+    addresses: [SocketAddr; 3],
+    /// What keeps them apart, if anything does.
+    pub islands: Option<Islands>,
 }
 
 /// An address of this machine that nobody has.
@@ -34,14 +39,42 @@ impl Members {
     /// # Errors
     /// When something does not start.
     pub fn new() -> Result<Self> {
-        let addresses = [free_address()?, free_address()?];
-        let site = Site { world: World::new(crate::brant())?, addresses };
+        let addresses = [free_address()?, free_address()?, free_address()?];
+        let site = Site { world: World::new(crate::brant())?, addresses, islands: None };
+        Self::start(site)
+    }
+
+    /// The same, each in a network of its own that can be cut off.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn on_islands() -> Result<Self> {
+        let addresses = [0, 1, 2].map(|place| SocketAddr::from((Islands::address(place), PORT)));
+        let site = Site { world: World::new(crate::brant())?, addresses, islands: None };
+        let islands = Islands::new(&site.world.path("islands.log"))?;
+        Self::start(Site { islands: Some(islands), ..site })
+    }
+
+    fn start(site: Site) -> Result<Self> {
         let members = Self { a: site.start_a()?, b: site.start_b()?, site };
-        members.a.brant(&["cluster", "add", "b", &endpoint(&members.b)?, &addresses[1].to_string()])?;
-        members.b.brant(&["cluster", "add", "a", &endpoint(&members.a)?, &addresses[0].to_string()])?;
+        members.site.acquaint([("a", 0, &members.a), ("b", 1, &members.b)])?;
         Ok(members)
     }
+
+    /// Starts a third member.
+    ///
+    /// # Errors
+    /// When something does not start.
+    pub fn start_c(&self) -> Result<Node> {
+        let c = self.site.start_at("c", 2)?;
+        self.site.acquaint([("a", 0, &self.a), ("c", 2, &c)])?;
+        self.site.acquaint([("b", 1, &self.b), ("c", 2, &c)])?;
+        Ok(c)
+    }
 }
+
+/// The port of every member that has an address of its own.
+const PORT: u16 = 4077;
 
 impl Site {
     /// Starts A, also after it was killed.
@@ -49,7 +82,26 @@ impl Site {
     /// # Errors
     /// When it does not become ready.
     pub fn start_a(&self) -> Result<Node> {
-        self.world.start_node_at("a", &self.world.path("a"), self.addresses[0])
+        self.start_at("a", 0)
+    }
+
+    fn start_at(&self, name: &str, place: usize) -> Result<Node> {
+        let (directory, address) = (self.world.path(name), self.addresses[place]);
+        match &self.islands {
+            Some(islands) => {
+                let command = islands.command(place, self.world.program());
+                self.world.start_node_by(command, name, &directory, address)
+            }
+            None => self.world.start_node_by(Command::new(self.world.program()), name, &directory, address),
+        }
+    }
+
+    /// Makes each of two a member for the other.
+    fn acquaint(&self, [left, right]: [(&str, usize, &Node); 2]) -> Result<()> {
+        for ((_, _, at), (name, place, other)) in [(left, right), (right, left)] {
+            at.brant(&["cluster", "add", name, &endpoint(other)?, &self.addresses[place].to_string()])?;
+        }
+        Ok(())
     }
 
     /// Starts B, also after it was killed.
@@ -57,7 +109,7 @@ impl Site {
     /// # Errors
     /// When it does not become ready.
     pub fn start_b(&self) -> Result<Node> {
-        self.world.start_node_at("b", &self.world.path("b"), self.addresses[1])
+        self.start_at("b", 1)
     }
 }
 

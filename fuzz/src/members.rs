@@ -1,6 +1,8 @@
 //! What the members of a cluster send each other.
 
-use cluster::message::{Given, MAX_MESSAGE_BYTES, Offered, Place, Refusal, Reply, Request, Schedule, decode};
+use cluster::message::{
+    Given, MAX_MESSAGE_BYTES, Offered, Place, Refusal, Replicate, Reply, Request, Schedule, Terms, Testimony, decode,
+};
 use cluster::{MAX_PAYLOAD_BYTES, Operation, Outcome, REPLY_BYTES, REQUEST_BYTES, ReplyFrame, RequestFrame};
 use format::to_canonical;
 use types::{EndpointId, Name, SnapshotId};
@@ -9,6 +11,8 @@ use volume::Durability;
 fn name() -> Name {
     "web1".parse().expect("a name")
 }
+
+const TERMS: Terms = Terms { sync: true, witness: Some(EndpointId([4; 32])), lag_bytes: 64 << 20 };
 
 pub(crate) fn request(data: &[u8]) -> bool {
     let Ok(request) = decode::<Request>(data) else { return false };
@@ -27,6 +31,14 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
             method: "GET".to_owned(),
             path: "/v1/volumes/web1".to_owned(),
             body: vec![b'{', b'}'].into(),
+        },
+        Request::Replicate { volume: name(), epoch: 1, terms: TERMS, line: Some(9) },
+        Request::Continue { from: 1, consistent: 7 },
+        Request::Witness {
+            volume: name(),
+            epoch: 2,
+            replica: EndpointId([3; 32]),
+            testimony: Testimony::ClaimWithLoss,
         },
     ];
     requests.iter().map(to_canonical).collect()
@@ -54,6 +66,8 @@ pub(crate) fn reply_seeds() -> Vec<Vec<u8>> {
             keep: "3,24h".parse().ok(),
             latest_ms: 1,
         }),
+        replicate: Some(Replicate { to: EndpointId([3; 32]), terms: TERMS }),
+        since: 2,
     };
     let refusal =
         Refusal { code: "conflict".to_owned(), message: "in use".to_owned(), hint: Some("stop it".to_owned()) };
@@ -62,9 +76,10 @@ pub(crate) fn reply_seeds() -> Vec<Vec<u8>> {
         Reply::Here { size_bytes: 1 << 30, epoch: 0 },
         Reply::Elsewhere { home: EndpointId([3; 32]), epoch: 1 },
         Reply::Absent,
-        Reply::Opened { size_bytes: 512, epoch: 1, boot: "4a".to_owned() },
+        Reply::Opened { size_bytes: 512, epoch: 1, boot: "4a".to_owned(), since: 0 },
+        Reply::Replica { resumed: true, applied: Some(7) },
         Reply::Offered(content),
-        Reply::Given(given),
+        Reply::Given(Box::new(given)),
         Reply::Answered { status: 200, body: vec![1].into() },
     ];
     replies.iter().map(to_canonical).collect()
@@ -95,5 +110,9 @@ pub(crate) fn frames_seeds() -> Vec<Vec<u8>> {
         let request = RequestFrame { id: 1, operation, durability, offset, length };
         [&request.encode()[..], &ReplyFrame { id: 1, length, outcome }.encode()].concat()
     };
-    vec![both(Operation::Write, Outcome::Done), both(Operation::Discard, Outcome::Gone)]
+    vec![
+        both(Operation::Write, Outcome::Done),
+        both(Operation::Discard, Outcome::Gone),
+        both(Operation::Grow, Outcome::Full),
+    ]
 }

@@ -17,6 +17,7 @@ pub(crate) mod materialize;
 pub(crate) mod node;
 pub(crate) mod place;
 pub(crate) mod publish;
+mod replica;
 pub(crate) mod revert;
 mod schedule;
 pub(crate) mod snapshot;

@@ -36,10 +36,14 @@ pub enum Operation {
     Discard,
     /// Make everything durable that was acknowledged.
     Flush,
+    /// The disk is larger from now on: `length` bytes. For a replica only.
+    Grow,
+    /// Nothing is answered any more that the replica lacks. For a replica only.
+    Current,
 }
 
 impl Operation {
-    const ALL: [Self; 5] = [Self::Read, Self::Write, Self::Zero, Self::Discard, Self::Flush];
+    const ALL: [Self; 7] = [Self::Read, Self::Write, Self::Zero, Self::Discard, Self::Flush, Self::Grow, Self::Current];
 
     const fn code(self) -> u8 {
         self as u8
@@ -48,6 +52,11 @@ impl Operation {
     /// Whether it changes the disk.
     pub(crate) const fn changes(self) -> bool {
         matches!(self, Self::Write | Self::Zero | Self::Discard)
+    }
+
+    /// Whether only a replica is told of it.
+    pub(crate) const fn is_for_replicas(self) -> bool {
+        matches!(self, Self::Grow | Self::Current)
     }
 }
 
@@ -194,7 +203,7 @@ mod tests {
         };
         let head = frame.encode();
         assert_eq!(RequestFrame::decode(&head), Ok(frame));
-        for (at, value) in [(24, 5), (25, 2), (26, 1), (31, 1), (15, 0x80), (23, 0x80)] {
+        for (at, value) in [(24, 7), (25, 2), (26, 1), (31, 1), (15, 0x80), (23, 0x80)] {
             let mut other = head;
             other[at] = value;
             assert_eq!(RequestFrame::decode(&other), Err(FrameError), "byte {at}");

@@ -11,18 +11,23 @@
 //! **Not here.** Which volumes there are, who is a member, and how a home is given: the node answers these through [`Home`] and
 //! [`Members`]. The protocol is described in `docs/protocol.md`.
 
+mod copying;
 mod frame;
+mod line;
 pub mod message;
+mod mirror;
 mod peers;
 mod placed;
 mod remote;
 mod service;
 mod table;
 
+pub use copying::{Position, Replica};
 pub use frame::{
     FrameError, MAX_PAYLOAD_BYTES, Operation, Outcome, REPLY_BYTES, REQUEST_BYTES, ReplyFrame, RequestFrame,
 };
+pub use mirror::{Mirror, MirrorHost, MirrorState, MirrorStatus};
 pub use peers::{AskError, Connector, Peers};
 pub use placed::{Placed, Switching};
 pub use remote::{Members, RemoteVolume};
-pub use service::{Home, Service};
+pub use service::{Asked, Home, Opened, Service};

@@ -72,6 +72,108 @@ pub enum Request {
         #[n(2)]
         body: ByteVec,
     },
+    /// To keep a replica of a volume, whose changes follow on the rest of the stream. Answered by [`Reply::Replica`], or by
+    /// [`Reply::Elsewhere`] where the asker is not the home any more.
+    #[n(6)]
+    Replicate {
+        /// Its name.
+        #[n(0)]
+        volume: Name,
+        /// How often it was given since it was made.
+        #[n(1)]
+        epoch: u64,
+        /// What was agreed.
+        #[n(2)]
+        terms: Terms,
+        /// The line of changes that the home still has, if any.
+        #[n(3)]
+        line: Option<u64>,
+    },
+    /// On such a stream: the line of changes begins, and what the volume is now is to be fetched. Answered by [`Reply::Ready`].
+    #[n(7)]
+    Begin {
+        /// Its number.
+        #[n(0)]
+        line: u64,
+    },
+    /// On such a stream: changes follow as frames.
+    #[n(8)]
+    Continue {
+        /// The number of the first one.
+        #[n(0)]
+        from: u64,
+        /// The replica is what the volume was at some moment once it has the change of this number.
+        #[n(1)]
+        consistent: u64,
+    },
+    /// The replica is not current any more: what follows is answered without it. Answered by [`Reply::Settled`].
+    #[n(9)]
+    Outdate {
+        /// Its name.
+        #[n(0)]
+        volume: Name,
+        /// How often it was given since it was made.
+        #[n(1)]
+        epoch: u64,
+    },
+    /// The replica is not needed any more. Answered by [`Reply::Settled`].
+    #[n(10)]
+    Dismiss {
+        /// Its name.
+        #[n(0)]
+        volume: Name,
+        /// How often it was given since it was made.
+        #[n(1)]
+        epoch: u64,
+    },
+    /// Asks a witness. Answered by [`Reply::Settled`], or by [`Reply::Elsewhere`] where another member has taken over.
+    #[n(11)]
+    Witness {
+        /// The volume.
+        #[n(0)]
+        volume: Name,
+        /// How often it was given since it was made; a claim names the epoch that it begins.
+        #[n(1)]
+        epoch: u64,
+        /// The member that keeps the replica.
+        #[n(2)]
+        replica: EndpointId,
+        /// What is to be witnessed.
+        #[n(3)]
+        testimony: Testimony,
+    },
+}
+
+/// How a replica is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Terms {
+    /// Whether changes are answered only when the replica has them.
+    #[n(0)]
+    pub sync: bool,
+    /// Who says which of the two goes on alone.
+    #[n(1)]
+    pub witness: Option<EndpointId>,
+    /// How far the replica may be behind, in bytes of changes.
+    #[n(2)]
+    pub lag_bytes: u64,
+}
+
+/// What a witness records of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+#[cbor(index_only)]
+pub enum Testimony {
+    /// The home says: it has everything that is answered, within its terms.
+    #[n(0)]
+    Current,
+    /// The home says: it is left behind.
+    #[n(1)]
+    Outdated,
+    /// Who keeps the replica says: it takes over. Refused where it was left behind.
+    #[n(2)]
+    Claim,
+    /// The same, with whatever it lacks.
+    #[n(3)]
+    ClaimWithLoss,
 }
 
 /// What a member answers.
@@ -116,13 +218,16 @@ pub enum Reply {
         /// durable is lost.
         #[n(2)]
         boot: String,
+        /// Who used it in this epoch or later has seen nothing that it has lost.
+        #[n(3)]
+        since: u64,
     },
     /// The snapshot was made.
     #[n(5)]
     Offered(#[n(0)] Offered),
     /// The asker is the volume's home.
     #[n(6)]
-    Given(#[n(0)] Given),
+    Given(#[n(0)] Box<Given>),
     /// It is noted.
     #[n(7)]
     Settled,
@@ -136,6 +241,22 @@ pub enum Reply {
         #[n(1)]
         body: ByteVec,
     },
+    /// The replica is ready to hear what it is to do.
+    #[n(9)]
+    Replica {
+        /// Whether it stands on the line that the home named; else it is not current from now on, and fetches what the volume is.
+        #[n(0)]
+        resumed: bool,
+        /// Up to which change it has come, where it knows.
+        #[n(1)]
+        applied: Option<u64>,
+    },
+    /// Nearly everything has been fetched.
+    #[n(10)]
+    Prefetched,
+    /// The replica has been made.
+    #[n(11)]
+    Ready,
 }
 
 /// A snapshot for one member.
@@ -173,6 +294,12 @@ pub struct Given {
     /// When snapshots of it are taken by themselves, where they are.
     #[n(4)]
     pub schedule: Option<Schedule>,
+    /// How a replica of it is kept, and by whom.
+    #[n(5)]
+    pub replicate: Option<Replicate>,
+    /// Who used it in this epoch or later has seen nothing that it has lost.
+    #[n(6)]
+    pub since: u64,
 }
 
 /// When snapshots of a volume are taken by themselves.
@@ -196,6 +323,17 @@ pub struct Schedule {
     /// When the last one was taken, in milliseconds since 1970.
     #[n(5)]
     pub latest_ms: u64,
+}
+
+/// Who keeps a replica of a volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Replicate {
+    /// The member.
+    #[n(0)]
+    pub to: EndpointId,
+    /// What was agreed.
+    #[n(1)]
+    pub terms: Terms,
 }
 
 /// A disk of a snapshot.

@@ -251,6 +251,13 @@ async fn stay_connected(shared: &Shared, members: &dyn Members) {
         let ended = match members.home(&shared.name).await {
             Ok(Some(connection)) => {
                 let ended = converse(shared, &*connection).await;
+                if let Err(error @ ConversationError::Lost) = &ended {
+                    // Going on would mix what its user has in memory with a disk that is older.
+                    tracing::error!(volume = %shared.name, %error, "a volume cannot be used any more");
+                    shared.table().fail(true);
+                    shared.idle.notify_waiters();
+                    return;
+                }
                 // One that was of use is looked for again at once.
                 if std::mem::take(&mut shared.table().useful) {
                     (wait, told) = (AGAIN[0], false);
@@ -287,13 +294,21 @@ enum ConversationError {
     Gone,
     #[error("it refuses: {0}")]
     Refused(message::Refusal),
+    /// Who has taken it over lacks what was answered here.
+    #[error("a replica has taken over that lacks what was written last: detach it and attach it again")]
+    Lost,
 }
 
 async fn converse(shared: &Shared, connection: &dyn Connection) -> Result<std::convert::Infallible, ConversationError> {
     let (mut send, mut receive) = connection.open().await?;
     message::send(&mut *send, &message::Request::Device { volume: shared.name.clone() }).await?;
     let (size_bytes, footing) = match message::receive::<Reply>(&mut *receive).await? {
-        Reply::Opened { size_bytes, epoch, boot } => (size_bytes, Footing { epoch, boot }),
+        Reply::Opened { size_bytes, epoch, boot, since } => {
+            if shared.table().has_seen_before(since) {
+                return Err(ConversationError::Lost);
+            }
+            (size_bytes, Footing { epoch, boot })
+        }
         Reply::Refused(refusal) => return Err(ConversationError::Refused(refusal)),
         _ => return Err(ConversationError::Gone),
     };
@@ -329,7 +344,7 @@ async fn ask(shared: &Shared, send: &mut dyn SendStream) -> Result<std::convert:
     }
 }
 
-async fn send_all(
+pub(crate) async fn send_all(
     send: &mut dyn SendStream,
     requests: impl IntoIterator<Item = (u64, Request)>,
 ) -> Result<(), TransportError> {

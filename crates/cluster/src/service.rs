@@ -16,8 +16,9 @@ use tokio_util::sync::CancellationToken;
 use types::{EndpointId, Name};
 use volume::{BlockDevice, DeviceError, Readiness};
 
+use crate::copying::{self, Replica};
 use crate::frame::{FrameError, Operation, Outcome, REQUEST_BYTES, ReplyFrame, RequestFrame};
-use crate::message::{self, MessageError, Refusal, Reply, Request};
+use crate::message::{self, MessageError, Refusal, Reply, Request, Terms};
 
 /// How many requests of one session are under way at most.
 const OPERATIONS: usize = 64;
@@ -37,18 +38,54 @@ const UNITS: u32 = 1024;
 
 /// What members may ask for.
 pub trait Home: Send + Sync + Debug {
-    /// The device of a volume that is here, and its epoch. Called on a thread that may wait.
+    /// A volume that is here. Called on a thread that may wait.
     ///
     /// # Errors
     /// Why not.
-    fn open(&self, volume: &Name) -> Result<(Arc<dyn BlockDevice>, u64), Refusal>;
+    fn open(&self, volume: &Name) -> Result<Opened, Refusal>;
+
+    /// The replica that this node keeps of a member's volume, from now on if need be. Where the member is not the volume's home, what
+    /// it is told instead.
+    fn replica(&self, member: EndpointId, asked: Asked) -> BoxFuture<'static, Result<Arc<dyn Replica>, Reply>>;
 
     /// What the machine is called for as long as it has power.
     fn boot(&self) -> String;
 
-    /// Answers everything but [`Request::Device`].
+    /// Answers everything but [`Request::Device`] and [`Request::Replicate`].
     fn answer(&self, member: EndpointId, request: Request) -> BoxFuture<'static, Result<Reply, Refusal>>;
 }
+
+/// A volume that is used from elsewhere.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// Its device.
+    pub device: Arc<dyn BlockDevice>,
+    /// How often it was given.
+    pub epoch: u64,
+    /// Who used it in this epoch or later has seen nothing that it has lost.
+    pub since: u64,
+}
+
+/// A replica that is asked for.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The volume.
+    pub volume: Name,
+    /// How often it was given.
+    pub epoch: u64,
+    /// What was agreed.
+    pub terms: Terms,
+}
+
+/// What a member does with a volume: it has a turn for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Doing {
+    Using,
+    Replicating,
+}
+
+/// Whose turn it is.
+type Who = (EndpointId, Name, Doing);
 
 /// The latest session of a member with a volume.
 #[derive(Debug, Default)]
@@ -62,12 +99,12 @@ struct Turn {
 #[derive(Debug)]
 pub struct Service {
     home: Arc<dyn Home>,
-    turns: Mutex<BTreeMap<(EndpointId, Name), Turn>>,
+    turns: Mutex<BTreeMap<Who, Turn>>,
 }
 
 /// Why a stream has ended early.
 #[derive(Debug, thiserror::Error)]
-enum ServiceError {
+pub(crate) enum ServiceError {
     #[error(transparent)]
     Transport(#[from] TransportError),
     #[error(transparent)]
@@ -76,6 +113,8 @@ enum ServiceError {
     Frame(#[from] FrameError),
     #[error("a later session has begun")]
     Superseded,
+    #[error("the replica cannot follow")]
+    Replica,
 }
 
 impl Service {
@@ -112,6 +151,9 @@ impl Service {
     async fn stream(&self, member: EndpointId, (mut send, mut receive): Stream) -> Result<(), ServiceError> {
         match message::receive::<Request>(&mut *receive).await? {
             Request::Device { volume } => self.device(member, volume, send, receive).await,
+            Request::Replicate { volume, epoch, terms, line } => {
+                self.replicate(member, Asked { volume, epoch, terms }, line, (send, receive)).await
+            }
             request => {
                 let reply = self.home.answer(member, request).await.unwrap_or_else(Reply::Refused);
                 message::send(&mut *send, &reply).await?;
@@ -122,22 +164,52 @@ impl Service {
     }
 
     /// Takes the turn of a member with a volume: the session before ends.
-    fn take_turn(&self, member: EndpointId, volume: &Name) -> (CancellationToken, Arc<tokio::sync::Mutex<()>>) {
+    fn take_turn(&self, who: &Who) -> (CancellationToken, Arc<tokio::sync::Mutex<()>>) {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        let turn = turns.entry((member, volume.clone())).or_default();
+        let turn = turns.entry(who.clone()).or_default();
         let mine = CancellationToken::new();
         std::mem::replace(&mut turn.latest, mine.clone()).cancel();
         (mine, Arc::clone(&turn.serving))
     }
 
-    fn give_turn_back(&self, member: EndpointId, volume: Name) {
+    fn give_turn_back(&self, who: &Who) {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         // Whoever waits for it or has it holds a second reference.
-        if let Some(turn) = turns.get(&(member, volume.clone()))
+        if let Some(turn) = turns.get(who)
             && Arc::strong_count(&turn.serving) == 1
         {
-            turns.remove(&(member, volume));
+            turns.remove(who);
         }
+    }
+
+    /// Keeps a replica of a member's volume.
+    async fn replicate(
+        &self,
+        member: EndpointId,
+        asked: Asked,
+        line: Option<u64>,
+        (mut send, receive): Stream,
+    ) -> Result<(), ServiceError> {
+        let who = (member, asked.volume.clone(), Doing::Replicating);
+        let (mine, serving) = self.take_turn(&who);
+        let turn = serving.lock_owned().await;
+        let followed = async {
+            if mine.is_cancelled() {
+                return Err(ServiceError::Superseded);
+            }
+            match self.home.replica(member, asked).await {
+                Ok(replica) => copying::follow(replica, line, send, receive, &mine).await,
+                Err(reply) => {
+                    message::send(&mut *send, &reply).await?;
+                    send.finish();
+                    Ok(())
+                }
+            }
+        };
+        let outcome = followed.await;
+        drop(turn);
+        self.give_turn_back(&who);
+        outcome
     }
 
     async fn device(
@@ -147,7 +219,8 @@ impl Service {
         mut send: Box<dyn SendStream>,
         receive: Box<dyn ReceiveStream>,
     ) -> Result<(), ServiceError> {
-        let (mine, serving) = self.take_turn(member, &volume);
+        let who = (member, volume.clone(), Doing::Using);
+        let (mine, serving) = self.take_turn(&who);
         let turn = serving.lock_owned().await;
         let served = async {
             if mine.is_cancelled() {
@@ -155,7 +228,7 @@ impl Service {
             }
             let (home, name) = (Arc::clone(&self.home), volume.clone());
             let opened = spawn_blocking(move || home.open(&name)).await;
-            let (device, epoch) = match opened.map_err(|_| TransportError::Closed)? {
+            let Opened { device, epoch, since } = match opened.map_err(|_| TransportError::Closed)? {
                 Ok(opened) => opened,
                 Err(refusal) => {
                     message::send(&mut *send, &Reply::Refused(refusal)).await?;
@@ -163,13 +236,13 @@ impl Service {
                     return Ok(());
                 }
             };
-            let opened = Reply::Opened { size_bytes: device.size_bytes(), epoch, boot: self.home.boot() };
+            let opened = Reply::Opened { size_bytes: device.size_bytes(), epoch, boot: self.home.boot(), since };
             message::send(&mut *send, &opened).await?;
             session(device, send, receive, &mine).await
         };
         let outcome = served.await;
         drop(turn);
-        self.give_turn_back(member, volume);
+        self.give_turn_back(&who);
         outcome
     }
 }
@@ -192,6 +265,9 @@ async fn session(
         loop {
             let Some(head) = receive.receive(REQUEST_BYTES).await? else { return Ok(()) };
             let frame = RequestFrame::decode(&head)?;
+            if frame.operation.is_for_replicas() {
+                return Err(FrameError.into());
+            }
             let carried = if matches!(frame.operation, Operation::Read | Operation::Write) { frame.length } else { 0 };
             let wanted = u32::try_from(carried.div_ceil(UNIT_BYTES)).unwrap_or(UNITS).min(UNITS);
             let closed = |_| TransportError::Closed;
@@ -260,7 +336,8 @@ fn change(device: &dyn BlockDevice, frame: RequestFrame, data: &[u8]) -> Result<
         Operation::Write => device.write(offset, data, durability),
         Operation::Zero => device.write_zeroes(offset, length, durability),
         Operation::Discard => device.discard(offset, length, durability),
-        Operation::Flush | Operation::Read => device.flush(),
+        // The others are not asked for here.
+        Operation::Flush | Operation::Read | Operation::Grow | Operation::Current => device.flush(),
     }
     .map(|()| Bytes::new())
 }

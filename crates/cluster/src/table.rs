@@ -106,6 +106,11 @@ impl Table {
         }
     }
 
+    /// Whether it was used in an epoch before this one.
+    pub(crate) fn has_seen_before(&self, epoch: u64) -> bool {
+        self.footing.as_ref().is_some_and(|footing| footing.epoch < epoch)
+    }
+
     /// Says that what [`begin`](Self::begin) returned has been written.
     pub(crate) fn stands_on(&mut self, footing: Footing) {
         self.footing = Some(footing);

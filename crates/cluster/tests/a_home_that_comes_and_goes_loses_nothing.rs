@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cluster::message::{Refusal, Reply, Request};
-use cluster::{AskError, Connector, Home, Members, Peers, Placed, RemoteVolume, Service};
+use cluster::{AskError, Asked, Connector, Home, Members, Opened, Peers, Placed, RemoteVolume, Replica, Service};
 use futures_util::future::BoxFuture;
 use swarm::transport::memory::{MemoryTransport, Network, test_endpoint};
 use swarm::transport::{Connection, Protocol, Transport, TransportError};
@@ -117,6 +117,7 @@ impl BlockDevice for Fragile {
 struct OneDisk {
     disk: Mutex<Arc<Fragile>>,
     epoch: AtomicU64,
+    since: AtomicU64,
     boots: AtomicU64,
 }
 
@@ -127,11 +128,16 @@ impl OneDisk {
 }
 
 impl Home for OneDisk {
-    fn open(&self, volume: &Name) -> Result<(Arc<dyn BlockDevice>, u64), Refusal> {
+    fn open(&self, volume: &Name) -> Result<Opened, Refusal> {
         if volume.as_str() == "web1" {
-            return Ok((self.disk(), self.epoch.load(Ordering::Acquire)));
+            let epoch = self.epoch.load(Ordering::Acquire);
+            return Ok(Opened { device: self.disk(), epoch, since: self.since.load(Ordering::Acquire) });
         }
         Err(Refusal { code: "not_found".to_owned(), message: "there is none".to_owned(), hint: None })
+    }
+
+    fn replica(&self, _: EndpointId, _: Asked) -> BoxFuture<'static, Result<Arc<dyn Replica>, Reply>> {
+        Box::pin(async { Err(Reply::Absent) })
     }
 
     fn boot(&self) -> String {
@@ -177,8 +183,9 @@ impl Setting {
     fn new() -> Self {
         let network = Network::new();
         let endpoint = test_endpoint();
-        let home =
-            Arc::new(OneDisk { disk: Mutex::new(Fragile::new()), epoch: AtomicU64::new(0), boots: AtomicU64::new(0) });
+        let disk = Mutex::new(Fragile::new());
+        let [epoch, since, boots] = [const { AtomicU64::new(0) }; 3];
+        let home = Arc::new(OneDisk { disk, epoch, since, boots });
         let service = Service::new(Arc::<OneDisk>::clone(&home));
         let transport = network.join(endpoint);
         tokio::spawn(async move {

@@ -48,6 +48,7 @@ mod bucket;
 mod cluster;
 mod difference;
 mod error;
+mod replication;
 mod schedule;
 mod snapshot;
 mod status;
@@ -63,6 +64,9 @@ pub use bucket::{
 pub use cluster::{AddMemberRequest, Cluster, Member};
 pub use difference::{DifferenceExtent, DifferenceKind, Differences};
 pub use error::{ApiError, ErrorCode};
+pub use replication::{
+    PromoteRequest, Promoted, Replica, ReplicateRequest, Replication, ReplicationMode, ReplicationState,
+};
 pub use schedule::{LastScheduled, Schedule, ScheduleFailure, ScheduleRequest};
 pub use snapshot::{
     CloneRequest, DiskDetail, ImageFormat, ImportRequest, Machine, MaterializeRequest, Reflink, Snapshot,

@@ -10,9 +10,13 @@ mod giving;
 mod home;
 mod members;
 mod moves;
+mod promoting;
 mod records;
+mod replicas;
+mod replicating;
 mod taking;
 mod using;
+mod witness;
 
 use std::sync::Arc;
 
@@ -39,6 +43,12 @@ pub(crate) struct Cluster {
     uses: using::Uses,
     /// The volumes that are being given.
     giving: giving::Giving,
+    /// The replicas of this node's volumes.
+    pub(crate) mirrors: replicating::Mirrors,
+    /// The replicas of others' volumes.
+    pub(crate) replicas: replicas::Replicas,
+    /// Held while something is witnessed.
+    witnessing: std::sync::Mutex<()>,
 }
 
 impl Cluster {
@@ -46,7 +56,9 @@ impl Cluster {
     pub(crate) fn open(store: &dyn ChunkStore, moves: Arc<Moves>, swarm: &Arc<Swarm>) -> Result<Self, RecordError> {
         moves.read(store)?;
         let peers = Arc::new(Peers::new(Arc::<Swarm>::clone(swarm)));
-        Ok(Self { moves, peers, uses: using::Uses::default(), giving: giving::Giving::default() })
+        let (uses, giving) = (using::Uses::default(), giving::Giving::default());
+        let (mirrors, replicas) = (replicating::Mirrors::default(), replicas::Replicas::default());
+        Ok(Self { moves, peers, uses, giving, mirrors, replicas, witnessing: std::sync::Mutex::default() })
     }
 }
 

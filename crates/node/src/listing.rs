@@ -161,6 +161,7 @@ impl Node {
                 bytes: window.bytes,
             }),
             schedule: self.schedule_of(volume.id()),
+            replication: self.show_replication(volume.name()),
             clients: self.attachments.find(name).map_or(0, |attachment| attachment.connections),
             layers: status.layers as u64,
             root: status.base.root.map(|root| root.to_string()),

@@ -199,6 +199,13 @@ impl Node {
         crate::error::blocking(move || node.versions.recover(&node.buckets)).await?;
         let unfinished = self.catalog.unfinished_tasks().await.map_err(crate::error::catalog_error)?;
         let suspended = taken.as_ref().map(|taken| taken.take_servers()).unwrap_or_default();
+        let node = Arc::clone(self);
+        crate::error::blocking(move || {
+            node.open_replicas()?;
+            // Before anybody can write.
+            node.begin_mirrors()
+        })
+        .await?;
         let attachments = self.prepare_attachments(suspended).await?;
         if let Some(taken) = &taken {
             taken.predecessor.taken();
@@ -290,6 +297,7 @@ impl Node {
     /// Stops in order: requests in flight are finished, nothing acknowledged is lost.
     pub(crate) async fn stop(&self) {
         self.stopping.cancel();
+        self.cluster.mirrors.abandon();
         self.attachments.stop_all().await;
         self.background.close();
         self.background.wait().await;

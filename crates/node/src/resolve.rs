@@ -166,7 +166,7 @@ impl Node {
         disk: Option<&str>,
     ) -> Result<(String, Arc<dyn BlockDevice>), ApiError> {
         if let Ok(name) = target.parse::<Name>() {
-            if let Some(volume) = self.volumes.get(&name) {
+            if let Some(volume) = self.volumes.get(&name).filter(|_| !self.cluster.replicas.holds(&name)) {
                 return Ok((name.to_string(), volume));
             }
             if target.parse::<SnapshotId>().is_err() {

@@ -77,6 +77,11 @@ const MAX_BODY_BYTES: usize = 1 << 20;
         volumes::revert,
         volumes::label,
         volumes::take,
+        volumes::replicate,
+        volumes::stop_replicating,
+        volumes::promote,
+        volumes::list_replicas,
+        volumes::remove_replica,
         volumes::protect,
         volumes::unprotect,
         volumes::list_deleted,
@@ -123,6 +128,10 @@ pub(crate) fn router(node: Arc<Node>) -> Router {
         .route("/v1/volumes/{volume}/revert", post(volumes::revert))
         .route("/v1/volumes/{volume}/labels", post(volumes::label))
         .route("/v1/volumes/{volume}/take", post(volumes::take))
+        .route("/v1/volumes/{volume}/replicate", post(volumes::replicate).delete(volumes::stop_replicating))
+        .route("/v1/volumes/{volume}/promote", post(volumes::promote))
+        .route("/v1/replicas", get(volumes::list_replicas))
+        .route("/v1/replicas/{volume}", axum::routing::delete(volumes::remove_replica))
         .route("/v1/volumes/{volume}/protect", post(volumes::protect).delete(volumes::unprotect))
         .route("/v1/volumes/{volume}/schedule", get(schedules::show).post(schedules::put).delete(schedules::remove))
         .route("/v1/schedules", get(schedules::list))

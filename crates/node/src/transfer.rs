@@ -165,7 +165,7 @@ impl Node {
     }
 
     async fn hydration_trees(&self, target: &str) -> Result<Vec<volume::TreeBase>, ApiError> {
-        if let Some(volume) = target.parse().ok().and_then(|name| self.volumes.get(&name)) {
+        if let Some(volume) = target.parse().ok().and_then(|name: types::Name| self.find_volume(&name).ok()) {
             return Ok(vec![volume.status().base]);
         }
         if target.contains('/') || target.len() == 64 {

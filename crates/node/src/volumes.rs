@@ -40,7 +40,7 @@ pub(crate) struct DifferencesQuery {
 impl Node {
     /// The volume of a name.
     pub(crate) fn find_volume(&self, name: &Name) -> Result<Arc<Volume>, ApiError> {
-        self.volumes.get(name).ok_or_else(|| {
+        self.volumes.get(name).filter(|_| !self.cluster.replicas.holds(name)).ok_or_else(|| {
             let error = not_found("volume", name);
             match self.volumes.deleted().into_iter().rfind(|deleted| deleted.name() == name) {
                 Some(_) => error.hint(format!("it was deleted; take it back with: brant volume restore {name}")),
@@ -66,6 +66,7 @@ impl Node {
     pub(crate) async fn remove_volume(self: &Arc<Self>, name: &Name, now: bool) -> Result<api::Volume, ApiError> {
         let volume = self.find_volume(name)?;
         self.check_detached(name.as_str())?;
+        self.check_not_replicated(name, "removed")?;
         self.forget_arrival(name).await?;
         let shown = self.show_volume(&volume);
         let (node, name) = (Arc::clone(self), name.clone());
@@ -187,6 +188,7 @@ impl Node {
         request: api::RevertRequest,
     ) -> Result<api::Reverted, ApiError> {
         let volume = self.find_volume(name)?;
+        self.check_not_replicated(name, "reverted")?;
         let (to, shown) = self.revert_target(name, &request).await?;
         let attached = self.attachments.find(name.as_str());
         if let Some(device) = attached.as_ref().and_then(|found| found.device.as_ref()) {

@@ -143,7 +143,20 @@ impl World {
     /// # Errors
     /// When it does not become ready.
     pub fn start_node_at(&self, name: &str, directory: &Path, bind: SocketAddr) -> Result<Node> {
-        let mut command = Command::new(&self.brant);
+        self.start_node_by(Command::new(&self.brant), name, directory, bind)
+    }
+
+    /// The built `brant`.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.brant
+    }
+
+    /// Starts a node by a command that runs `brant` with what is added to it, perhaps in another network.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_node_by(&self, mut command: Command, name: &str, directory: &Path, bind: SocketAddr) -> Result<Node> {
         command.args(["node", "serve", "--bind", &bind.to_string(), "--dir"]).arg(directory);
         let log = self.path(&format!("{name}.log"));
         let service = Service::start(&format!("node {name}"), &mut command, "brant node ready:", &log)?;

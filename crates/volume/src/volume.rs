@@ -15,6 +15,7 @@ use crate::device::{BlockDevice, DeviceError, Durability, Extent, Readiness};
 use crate::history::{History, MOST_LAYERS};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
+use crate::observer::{Change, Observer, Told};
 use crate::pressure::{self, FoldDue, Journals, Look, NoRoom, Pressure};
 use crate::reading::StackCell;
 use crate::records::{self, DeletedRecord, VolumeRecord};
@@ -38,6 +39,8 @@ pub struct Volume {
     pub(crate) deleted: RwLock<Option<DeletedRecord>>,
     /// What is kept of its past, where it is protected.
     pub(crate) history: Mutex<Option<History>>,
+    /// Who is told of every change.
+    pub(crate) observer: RwLock<Option<Arc<dyn Observer>>>,
 }
 
 /// What only the one who writes may touch.
@@ -85,6 +88,7 @@ impl Volume {
             folding: Arc::default(),
             deleted: RwLock::default(),
             history: Mutex::default(),
+            observer: RwLock::default(),
         })
     }
 
@@ -195,6 +199,9 @@ impl Volume {
     pub(crate) fn close(&self) {
         self.cell.close();
         self.writer.lock().closed = true;
+        if let Some(observer) = self.observer.write().take() {
+            observer.abandon(true);
+        }
     }
 
     /// Waits as long as the room demands before so much is written.
@@ -218,14 +225,15 @@ impl Volume {
     }
 
     /// Changes the disk; where there is no room, once more with what the store can do without.
-    fn with_room(&self, change: impl Fn() -> Result<(), DeviceError>) -> Result<(), DeviceError> {
-        match change() {
+    fn with_room(&self, change: impl Fn() -> Result<Told, DeviceError>) -> Result<(), DeviceError> {
+        let told = match change() {
             Err(DeviceError::Full) if self.cell.stack().context.make_room() => change(),
             outcome => outcome,
-        }
+        };
+        told?.settle()
     }
 
-    fn write_once(&self, writes: &[(u64, &[u8])], durability: Durability) -> Result<(), DeviceError> {
+    fn write_once(&self, writes: &[(u64, &[u8])], durability: Durability) -> Result<Told, DeviceError> {
         let stack = self.cell.open()?;
         for (offset, data) in writes {
             stack.check_range(*offset, data.len() as u64)?;
@@ -243,25 +251,29 @@ impl Volume {
         };
         let mut records: Vec<_> = pieces.map(record).collect();
         if records.is_empty() {
-            return Ok(());
+            return Ok(Told::NOBODY);
         }
         let mut writer = self.writer.lock();
         writer.append(&stack.context, &mut records)?;
-        writer.finish(durability)
+        let changes = writes.iter().map(|&(offset, data)| Change::Write { offset, data });
+        let told = self.tell(&writer, changes, durability);
+        writer.finish(durability).map(|()| told)
     }
 
-    fn zero(&self, kind: RecordKind, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
+    fn zero(&self, change: Change<'_>, offset: u64, length: u64, durability: Durability) -> Result<Told, DeviceError> {
         let stack = self.cell.open()?;
         stack.check_range(offset, length)?;
         if length == 0 {
-            return Ok(());
+            return Ok(Told::NOBODY);
         }
+        let kind = if matches!(change, Change::Discard { .. }) { RecordKind::Discard } else { RecordKind::Zero };
         let mut writer = self.writer.lock();
         let (sector, sectors) = writer.open.with_zeroes_around(offset / SECTOR_BYTES, length / SECTOR_BYTES);
         let data_checksum = [0; DATA_CHECKSUM_BYTES];
         let record = Record { kind, sequence: 0, time_ms: 0, sector, sectors, data_checksum };
         writer.append(&stack.context, &mut [(record, &[])])?;
-        writer.finish(durability)
+        let told = self.tell(&writer, [change], durability);
+        writer.finish(durability).map(|()| told)
     }
 }
 
@@ -327,6 +339,7 @@ impl BlockDevice for Volume {
     }
 
     fn write_many(&self, writes: &[(u64, &[u8])], durability: Durability) -> Result<(), DeviceError> {
+        self.admit_at_observer(writes.iter().map(|(_, data)| data.len() as u64).sum())?;
         self.with_room(|| {
             self.admit(writes.iter().map(|(_, data)| data.len() as u64).sum())?;
             self.write_once(writes, durability)
@@ -334,17 +347,30 @@ impl BlockDevice for Volume {
     }
 
     fn write_zeroes(&self, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
-        self.with_room(|| self.zero(RecordKind::Zero, offset, length, durability))
+        self.admit_at_observer(0)?;
+        self.with_room(|| self.zero(Change::Zero { offset, length }, offset, length, durability))
     }
 
     fn discard(&self, offset: u64, length: u64, durability: Durability) -> Result<(), DeviceError> {
-        self.with_room(|| self.zero(RecordKind::Discard, offset, length, durability))
+        self.admit_at_observer(0)?;
+        self.with_room(|| self.zero(Change::Discard { offset, length }, offset, length, durability))
     }
 
     fn flush(&self) -> Result<(), DeviceError> {
         // Frozen layers were made durable when they were frozen.
         let stack = self.cell.open()?;
-        stack.layers.first().map_or(Ok(()), |open| open.journal.sync())
+        let told = match self.observer.read().is_some() {
+            true => self.tell(&self.writer.lock(), [Change::Flush], Durability::Power),
+            false => Told::NOBODY,
+        };
+        stack.layers.first().map_or(Ok(()), |open| open.journal.sync())?;
+        told.settle()
+    }
+
+    fn abandon(&self) {
+        if let Some(observer) = &*self.observer.read() {
+            observer.abandon(false);
+        }
     }
 
     fn extents(&self, offset: u64, length: u64, limit: usize) -> Result<Vec<Extent>, DeviceError> {

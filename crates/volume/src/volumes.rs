@@ -16,11 +16,13 @@ use types::{FrozenId, JournalId, LayerId, Name, VolumeId};
 use crate::base::TreeBase;
 use crate::clock::Clock;
 use crate::cloning::CloneOf;
+use crate::device::Durability;
 use crate::error::VolumeError;
 use crate::frozen::{Frozen, TreeView};
 use crate::journal::{Journal, Secret};
 use crate::layer::Layer;
 use crate::locks::{Mutex, RwLock};
+use crate::observer::Change;
 use crate::pressure::{FoldDue, Limits};
 use crate::reading::StackCell;
 use crate::records::{self, JournalRecord, is_disk_size};
@@ -334,8 +336,46 @@ impl Volumes {
         }
         let grown = Stack { size_bytes, ..Stack::clone(&stack) };
         self.context.store.roots().apply(vec![volume.record(&grown)])?;
+        // Nobody can write to what is added before the observer knows of it; nobody waits for it either.
+        let writer = volume.writer.lock();
         volume.cell.replace(grown);
+        let _told = volume.tell(&writer, [Change::Grow { size_bytes }], Durability::Process);
         Ok(())
+    }
+
+    /// Gives a volume another name, and makes other changes of the roots in the same step. What was acknowledged is durable then; open
+    /// requests to it under its old name fail from now on.
+    ///
+    /// # Errors
+    /// A volume that is not there, a name that is taken, a journal that cannot be made durable, or a store that fails; then
+    /// nothing has changed.
+    pub fn rename(
+        &self,
+        volume: &Arc<Volume>,
+        name: &Name,
+        further: Vec<RootChange>,
+    ) -> Result<Arc<Volume>, VolumeError> {
+        let _changing = self.changes.lock();
+        self.check_present(volume)?;
+        if self.get(name).is_some() {
+            return Err(VolumeError::Exists(name.clone()));
+        }
+        let mut writer = volume.writer.lock();
+        writer.open.journal.sync()?;
+        let stack = Stack::clone(&volume.cell.stack());
+        let renamed = Volume::new(volume.id(), name.clone(), stack, writer.open.clone(), writer.next_sequence);
+        let mut changes = further;
+        changes.push(renamed.record(&renamed.cell.stack()));
+        self.context.store.roots().apply(changes)?;
+        *renamed.history.lock() = volume.history.lock().take();
+        let mut registry = self.registry.write();
+        registry.volumes.remove(volume.name());
+        registry.volumes.insert(name.clone(), renamed.clone());
+        drop(registry);
+        writer.closed = true;
+        drop(writer);
+        volume.close();
+        Ok(renamed)
     }
 
     /// Removes a volume for good. Its open requests fail from now on; layers that nothing else refers to are deleted.

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use node::api::{
-    ApiError, AttachRequest, Attachment, CloneRequest, CreateVolumeRequest, ErrorCode, LabelRequest, ResizeRequest,
-    Via, Volume,
+    ApiError, AttachRequest, Attachment, CloneRequest, CreateVolumeRequest, ErrorCode, LabelRequest, PromoteRequest,
+    ResizeRequest, Via, Volume,
 };
 use tokio::time::{Instant, sleep};
 use types::{ByteSize, Name};
@@ -237,7 +237,11 @@ async fn open(session: &Session<'_>, call: &Call, exclusive: bool) -> Result<Str
     let (volume, comes) = match find_here(session, name).await? {
         Some(volume) => (volume, ""),
         None if exclusive => {
-            session.ask(session.client.take_volume(name.as_str())).await?;
+            match session.ask(session.client.take_volume(name.as_str())).await {
+                // Ganeti has given up the node that has it: it is the platform's word that the replica here takes over.
+                Err(error) if error.code == ErrorCode::Unreachable => promote(session, name, error).await?,
+                outcome => drop(outcome?),
+            }
             match found(session, name).await {
                 // It has left its home, and is not here yet.
                 Err(error) if error.code == ErrorCode::Conflict => return Ok(format!("{name} is about to arrive\n")),
@@ -254,6 +258,15 @@ async fn open(session: &Session<'_>, call: &Call, exclusive: bool) -> Result<Str
     };
     let how = if exclusive { "by this node alone" } else { "beside others" };
     Ok(format!("{name} is open, {how}{comes}{schedule}\n"))
+}
+
+/// Has the replica of a disk take over that is kept at this node. `gone` is why its home could not be asked.
+async fn promote(session: &Session<'_>, name: &Name, gone: ApiError) -> Result<(), ApiError> {
+    let request = PromoteRequest { accept_loss: false };
+    match session.ask(session.client.promote_volume(name.as_str(), &request)).await {
+        Err(error) if error.code == ErrorCode::NotFound => Err(gone),
+        outcome => outcome.map(drop),
+    }
 }
 
 async fn close(session: &Session<'_>, name: &Name) -> Result<String, ApiError> {

@@ -9,6 +9,7 @@ use node::api::{
 };
 use types::{ByteSize, Name, VolumeId};
 
+use super::replica;
 use crate::arguments::some_milliseconds;
 use crate::context::Context;
 use crate::failure::Outcome;
@@ -150,6 +151,38 @@ enum Verb {
         #[command(flatten)]
         detach: Detach,
     },
+    /// Have another member keep a replica, which can take over when this home is gone
+    ///
+    /// The member gets all of the volume, then every change. With --mode sync nothing is answered before the replica has it: its loss of a home
+    /// loses nothing, and while the replica is away writes wait, unless a --witness has recorded that it is left behind. With --mode async
+    /// nothing waits, and at most --lag is lost.
+    #[command(after_long_help = "Examples:
+  brant volume replicate web1 node2 --mode sync --witness node3
+  brant volume replicate web1 node2 --mode async --lag 16MiB
+  brant volume replicate web1 --stop")]
+    Replicate(replica::Replicate),
+    /// List the replicas that are kept here
+    #[command(after_long_help = "Examples:\n  brant volume replicas\n  brant volume replicas --remove web1")]
+    Replicas {
+        /// Remove the replica of a volume that does not exist any more
+        #[arg(long, value_name = "VOLUME")]
+        remove: Option<Name>,
+    },
+    /// Make the replica that is kept here the volume, as its home is gone
+    ///
+    /// Refused where the home answers, and where something that was answered could be lost: --accept-loss takes that. When the old home comes
+    /// back, it lets the volume go, keeps what was there as a deleted volume, and becomes the replica.
+    #[command(after_long_help = "Examples:
+  brant volume promote web1
+  brant volume promote web1 --accept-loss")]
+    Promote {
+        /// Its name
+        #[arg(value_name = "VOLUME")]
+        volume: Name,
+        /// What was written last may be lost
+        #[arg(long)]
+        accept_loss: bool,
+    },
     /// Take a deleted volume back
     ///
     /// The latest of a name is meant; an older one is named by its id, or the first digits of it, which `brant volume list --deleted` shows.
@@ -216,6 +249,9 @@ pub(crate) async fn run(context: &Context, arguments: Arguments) -> Outcome {
             let task = client.take_volume(volume.as_str()).await?;
             wait::finish(context, task, detach).await
         }
+        Verb::Replicate(arguments) => replica::replicate(context, arguments).await,
+        Verb::Replicas { remove } => replica::list(context, remove).await,
+        Verb::Promote { volume, accept_loss } => replica::promote(context, &volume, accept_loss).await,
         Verb::Remove { volume, now } => remove(context, &volume, now).await,
         Verb::Restore { volume: deleted, name } => {
             let volume = client.restore_volume(deleted.as_str(), &RestoreRequest { name }).await?;
@@ -324,6 +360,7 @@ fn show(detail: &VolumeDetail, view: View) -> String {
         ("unsealed", format!("{} written that no sealed snapshot holds", size(volume.dirty_bytes))),
         ("missing", missing(&detail.missing)),
         ("journals", format!("{journals}; folded beyond {}", size(detail.journal_limit_bytes))),
+        ("replica", replica::replicated(detail.replication.as_ref())),
         ("rewind", rewind),
         ("kept", kept),
         ("schedule", super::schedule::line(detail.schedule.as_ref(), view)),
@@ -427,6 +464,7 @@ mod tests {
             journal_bytes: 2 << 20,
             own_journal_bytes: 1 << 20,
             journal_limit_bytes: 1 << 30,
+            replication: None,
             rewind: Some(Rewind {
                 for_ms: 5_400_000,
                 space_bytes: Some(20 << 30),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use types::{ByteSize, Name, VolumeId};
 use utoipa::ToSchema;
 
+use super::Replication;
 use super::schedule::Schedule;
 
 /// Asks for a new, empty volume.
@@ -174,6 +175,9 @@ pub struct VolumeDetail {
     /// When snapshots of it are taken by themselves, where they are.
     #[serde(default)]
     pub schedule: Option<Schedule>,
+    /// How a replica of it is kept.
+    #[serde(default)]
+    pub replication: Option<Replication>,
     /// How many clients are connected to it.
     #[serde(default)]
     pub clients: u64,

@@ -9,9 +9,10 @@ use super::Client;
 use crate::api::{
     AddMemberRequest, ApiError, AttachRequest, Attachment, Bucket, BucketDetail, CloneRequest, Cluster, CollectRequest,
     CreateBucketRequest, CreateVolumeRequest, DeletedVolume, Differences, GrantRequest, ImportRequest, LabelRequest,
-    LogEntry, Login, LoginRequest, MaterializeRequest, Member, NodeStatus, ProtectRequest, Publication, PublishRequest,
-    ResizeRequest, Restart, RestoreRequest, RevertRequest, Reverted, Schedule, ScheduleRequest, ScrubRequest, Snapshot,
-    SnapshotDetail, SubscribeRequest, Subscription, TakeSnapshotRequest, Task, Volume, VolumeDetail,
+    LogEntry, Login, LoginRequest, MaterializeRequest, Member, NodeStatus, PromoteRequest, Promoted, ProtectRequest,
+    Publication, PublishRequest, Replica, ReplicateRequest, Replication, ResizeRequest, Restart, RestoreRequest,
+    RevertRequest, Reverted, Schedule, ScheduleRequest, ScrubRequest, Snapshot, SnapshotDetail, SubscribeRequest,
+    Subscription, TakeSnapshotRequest, Task, Volume, VolumeDetail,
 };
 
 /// A fallible answer of the node; every method fails as [`Client::get`] does.
@@ -137,6 +138,32 @@ impl Client {
     /// Starts to take a volume from the member of the cluster that has it.
     pub async fn take_volume(&self, volume: &str) -> Answer<Task> {
         self.post(&format!("/v1/volumes/{}/take", segment(volume)), &json!({})).await
+    }
+
+    /// Has a member of the cluster keep a replica of a volume.
+    pub async fn replicate_volume(&self, volume: &str, request: &ReplicateRequest) -> Answer<Replication> {
+        self.post(&format!("/v1/volumes/{}/replicate", segment(volume)), request).await
+    }
+
+    /// Ends the replica of a volume, also where its member cannot be told if `force`.
+    pub async fn stop_replicating(&self, volume: &str, force: bool) -> Answer<Volume> {
+        let query = if force { "?force=true" } else { "" };
+        self.delete(&format!("/v1/volumes/{}/replicate{query}", segment(volume))).await
+    }
+
+    /// Makes the node the home of a volume of which it keeps a replica.
+    pub async fn promote_volume(&self, volume: &str, request: &PromoteRequest) -> Answer<Promoted> {
+        self.post(&format!("/v1/volumes/{}/promote", segment(volume)), request).await
+    }
+
+    /// Lists the replicas that the node keeps.
+    pub async fn replicas(&self) -> Answer<Vec<Replica>> {
+        self.get("/v1/replicas").await
+    }
+
+    /// Removes a replica that the node keeps.
+    pub async fn remove_replica(&self, volume: &str) -> Answer<Value> {
+        self.delete(&format!("/v1/replicas/{}", segment(volume))).await
     }
 
     /// Deletes a volume, which is kept for a while unless it shall be gone `now`.

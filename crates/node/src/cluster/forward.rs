@@ -32,7 +32,8 @@ fn volume_of(path: &str) -> Option<Name> {
     let mut parts = path.strip_prefix("/v1/volumes/")?.split('/');
     let name = parts.next()?.parse().ok()?;
     let follows = parts.next();
-    let passed_on = matches!(follows, None | Some("resize" | "labels" | "protect" | "revert" | "schedule"));
+    let passed_on =
+        matches!(follows, None | Some("resize" | "labels" | "protect" | "revert" | "schedule" | "replicate"));
     (passed_on && parts.next().is_none()).then_some(name)
 }
 

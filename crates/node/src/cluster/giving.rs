@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cluster::message::{Given, Offered, Place};
+use cluster::message::{Given, Offered, Place, Replicate};
 use store::{Domain, Domains};
 use types::{EndpointId, FrozenId, Name, Progress};
 use volume::{TreeBase, Volume};
 
 use super::find::Location;
-use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord};
+use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord, REPLICATE};
 use crate::api::{ApiError, ErrorCode};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
@@ -189,7 +189,7 @@ impl Node {
         let _place = self.cluster.giving.enter(name)?;
         let Some(volume) = self.volumes.get(name) else {
             return match self.given_record(name)? {
-                Some(given) if given.to == to => Ok(given_reply(&given)),
+                Some(given) if given.to == to => given_reply(&given).ok_or_else(|| not_found("volume", name)),
                 _ => Err(not_found("volume", name)),
             };
         };
@@ -201,12 +201,27 @@ impl Node {
                 outcome => drop(outcome?),
             }
         }
+        let left = self.leave_replica(name).await?;
+        let given = self.give_now(to, &volume, left.map(|left| Replicate { to: left.to, terms: left.terms })).await;
+        if given.is_err() {
+            self.resume_mirror(&volume, left);
+        }
+        given
+    }
+
+    async fn give_now(
+        self: &Arc<Self>,
+        to: EndpointId,
+        volume: &Arc<Volume>,
+        replicate: Option<Replicate>,
+    ) -> Result<Given, ApiError> {
+        let name = volume.name();
         for _ in 0..TRIES {
-            let (frozen, content) = self.make_offer(&volume, to).await?;
-            let (node, giving) = (Arc::clone(self), Arc::clone(&volume));
-            if let Some(given) = blocking(move || node.give_up(&giving, frozen, to, content)).await? {
+            let (frozen, content) = self.make_offer(volume, to).await?;
+            let (node, giving) = (Arc::clone(self), Arc::clone(volume));
+            if let Some(given) = blocking(move || node.give_up(&giving, frozen, to, content, replicate)).await? {
                 tracing::info!(volume = %name, to = %self.cluster.moves.name_of(to), epoch = given.epoch, "a volume was given");
-                return Ok(given_reply(&given));
+                return given_reply(&given).ok_or_else(|| not_found("volume", name));
             }
         }
         Err(ApiError::new(ErrorCode::Conflict, format!("{name} is being written to"))
@@ -220,6 +235,7 @@ impl Node {
         frozen: FrozenId,
         to: EndpointId,
         content: ContentRecord,
+        replicate: Option<Replicate>,
     ) -> Result<Option<GivenRecord>, ApiError> {
         let name = volume.name();
         // Somebody may have attached it since it was looked for.
@@ -227,15 +243,27 @@ impl Node {
             self.forget_offer(name.as_str(), Some(frozen))?;
             return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is attached again")));
         }
-        let epoch = self.home_record(name)?.map_or(0, |home| home.epoch) + 1;
+        let (epoch, since) = self.home_record(name)?.map_or((0, None), |home| (home.epoch, home.since));
+        let epoch = epoch + 1;
         let labels = self.labels.of(volume.id());
         let mut schedules = self.schedules.change();
         let (schedule, at_ms) = (schedules.of(volume.id()), now_ms());
-        let given = GivenRecord { to, epoch, content: content.clone(), labels, settled: false, at_ms, schedule };
+        let given = GivenRecord {
+            to,
+            epoch,
+            content: Some(content.clone()),
+            labels,
+            settled: false,
+            at_ms,
+            schedule,
+            replicate,
+            since,
+        };
         let mut further = vec![
             given.change(format!("{GIVEN}{name}")),
             (format!("{OFFER}{name}"), None),
             (format!("{HOME}{name}"), None),
+            (format!("{REPLICATE}{name}"), None),
         ];
         // It goes with the volume: what is taken back here is a copy.
         further.extend(schedules.removal(volume.id()));
@@ -282,12 +310,16 @@ fn offered(content: &ContentRecord) -> Offered {
     }
 }
 
-fn given_reply(given: &GivenRecord) -> Given {
-    Given {
-        content: offered(&given.content),
+/// What who was given a volume is told; `None` where it was taken over.
+fn given_reply(given: &GivenRecord) -> Option<Given> {
+    let content = given.content.as_ref()?;
+    Some(Given {
+        content: offered(content),
         epoch: given.epoch,
-        origin: given.content.origin.map(|origin| Place { snapshot: origin.snapshot, disk: origin.disk }),
+        origin: content.origin.map(|origin| Place { snapshot: origin.snapshot, disk: origin.disk }),
         labels: given.labels.clone(),
         schedule: given.schedule.as_ref().map(ScheduleRecord::to_message),
-    }
+        replicate: given.replicate,
+        since: given.since.unwrap_or(0),
+    })
 }

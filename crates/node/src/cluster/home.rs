@@ -2,13 +2,14 @@
 
 use std::sync::{Arc, Weak};
 
-use cluster::Home;
 use cluster::message::{Refusal, Reply, Request};
+use cluster::{Asked, Home, Opened, Replica};
 use futures_util::future::BoxFuture;
 use types::{EndpointId, Name};
-use volume::BlockDevice;
+use volume::BlockDevice as _;
 
 use crate::api::{ApiError, ErrorCode, TaskKind};
+use crate::error::blocking;
 use crate::node::Node;
 
 /// Where Linux says what it is called until it is started again (proc_sys_kernel(5)).
@@ -25,7 +26,7 @@ impl NodeHome {
 }
 
 /// An error of the API, as a member gets it.
-fn refusal(error: ApiError) -> Refusal {
+pub(super) fn refusal(error: ApiError) -> Refusal {
     let code = serde_json::to_value(error.code).ok().and_then(|code| code.as_str().map(str::to_owned));
     Refusal { code: code.unwrap_or_default(), message: error.message, hint: error.hint }
 }
@@ -37,11 +38,17 @@ pub(super) fn api_error(refusal: Refusal) -> ApiError {
 }
 
 impl Home for NodeHome {
-    fn open(&self, volume: &Name) -> Result<(Arc<dyn BlockDevice>, u64), Refusal> {
+    fn open(&self, volume: &Name) -> Result<Opened, Refusal> {
         let node = self.node()?;
-        let found = node.find_volume(volume).map_err(refusal)?;
-        let epoch = node.home_record(volume).map_err(refusal)?.map_or(0, |home| home.epoch);
-        Ok((found, epoch))
+        let device = node.find_volume(volume).map_err(refusal)?;
+        let home = node.home_record(volume).map_err(refusal)?;
+        let (epoch, since) = home.map_or((0, None), |home| (home.epoch, home.since));
+        Ok(Opened { device, epoch, since: since.unwrap_or(0) })
+    }
+
+    fn replica(&self, member: EndpointId, asked: Asked) -> BoxFuture<'static, Result<Arc<dyn Replica>, Reply>> {
+        let node = self.node();
+        Box::pin(async move { node.map_err(Reply::Refused)?.replica(member, asked).await })
     }
 
     fn boot(&self) -> String {
@@ -61,20 +68,33 @@ impl Node {
         match request {
             Request::Find { volume } => self.tell_where(&volume),
             Request::Offer { volume } => self.offer(member, &volume).await.map(Reply::Offered),
-            Request::Give { volume } => self.give(member, &volume).await.map(Reply::Given),
+            Request::Give { volume } => self.give(member, &volume).await.map(|given| Reply::Given(Box::new(given))),
             Request::Settle { volume, epoch } => self.settle(member, &volume, epoch).await.map(|()| Reply::Settled),
             Request::Forward { method, path, body } => {
                 let (status, body) = self.answer_forwarded(&method, &path, body.into()).await?;
                 Ok(Reply::Answered { status, body: body.into() })
             }
-            Request::Device { .. } => Err(ApiError::new(ErrorCode::Internal, "a device is no question")),
+            Request::Outdate { volume, epoch } => {
+                let node = Arc::clone(self);
+                blocking(move || node.outdate_replica(member, &volume, epoch)).await.map(|()| Reply::Settled)
+            }
+            Request::Dismiss { volume, epoch } => {
+                let node = Arc::clone(self);
+                blocking(move || node.dismiss_replica(member, &volume, epoch)).await.map(|()| Reply::Settled)
+            }
+            Request::Witness { volume, epoch, replica, testimony } => {
+                self.witness(member, volume, epoch, replica, testimony).await
+            }
+            Request::Device { .. } | Request::Replicate { .. } | Request::Begin { .. } | Request::Continue { .. } => {
+                Err(ApiError::new(ErrorCode::Internal, "that is no question"))
+            }
         }
     }
 
     fn tell_where(&self, volume: &Name) -> Result<Reply, ApiError> {
         // Looked at first: it ends after the volume is here.
         let taken = self.tasks.find_running(TaskKind::Take, volume.as_str()).is_some();
-        if let Some(found) = self.volumes.get(volume) {
+        if let Some(found) = self.volumes.get(volume).filter(|_| !self.cluster.replicas.holds(volume)) {
             let epoch = self.home_record(volume)?.map_or(0, |home| home.epoch);
             return Ok(Reply::Here { size_bytes: found.size_bytes(), epoch });
         }

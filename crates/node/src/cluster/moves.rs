@@ -60,7 +60,7 @@ impl Moves {
             known.offered.extend(name(&volume).zip(record.content.map(|content| (record.to, content))));
         }
         for (volume, record) in GivenRecord::read_all(store, GIVEN)?.into_iter().filter(|(_, given)| !given.settled) {
-            known.given.extend(name(&volume).map(|volume| (volume, (record.to, record.content))));
+            known.given.extend(name(&volume).zip(record.content.map(|content| (record.to, content))));
         }
         for (_, record) in HomeRecord::read_all(store, HOME)? {
             known.sources.extend(record.arriving.map(|arriving| (arriving.snapshot, arriving.from)));

@@ -1,8 +1,10 @@
 //! What is kept of members and moves, as records of the store: `cluster/NAME`, `home/VOLUME`, `offer/VOLUME`, `given/VOLUME`,
-//! `taking/VOLUME`.
+//! `taking/VOLUME`,
+//! `replicate/VOLUME`, `replica/VOLUME`, `witness/VOLUME`.
 
 use std::collections::BTreeMap;
 
+use cluster::message::{Replicate, Terms};
 use minicbor::{Decode, Encode};
 use store::{Domains, Live, LiveTree};
 use types::{EndpointId, FrozenId, Name, NodeId, SnapshotId};
@@ -14,6 +16,9 @@ pub(crate) const HOME: &str = "home/";
 pub(crate) const OFFER: &str = "offer/";
 pub(crate) const GIVEN: &str = "given/";
 pub(crate) const TAKING: &str = "taking/";
+pub(crate) const REPLICATE: &str = "replicate/";
+pub(crate) const REPLICA: &str = "replica/";
+pub(crate) const WITNESS: &str = "witness/";
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -34,6 +39,9 @@ pub(crate) struct HomeRecord {
     /// What is still to come, if anything is.
     #[n(1)]
     pub(crate) arriving: Option<ArrivingRecord>,
+    /// The epoch in which a replica took over that lacked what was written last, if one ever did: who used it before must not go on.
+    #[n(2)]
+    pub(crate) since: Option<u64>,
 }
 
 /// What of a volume is still to come.
@@ -91,8 +99,9 @@ pub(crate) struct GivenRecord {
     /// The epoch that began.
     #[n(1)]
     pub(crate) epoch: u64,
+    /// What it was; none where a replica has taken over, so that nobody fetches it.
     #[n(2)]
-    pub(crate) content: ContentRecord,
+    pub(crate) content: Option<ContentRecord>,
     #[n(3)]
     pub(crate) labels: BTreeMap<Name, String>,
     /// Whether all of it is there.
@@ -104,6 +113,11 @@ pub(crate) struct GivenRecord {
     /// Its schedule.
     #[n(6)]
     pub(crate) schedule: Option<ScheduleRecord>,
+    /// How a replica of it is kept from now on.
+    #[n(7)]
+    pub(crate) replicate: Option<Replicate>,
+    #[n(8)]
+    pub(crate) since: Option<u64>,
 }
 
 /// A volume that this node means to take.
@@ -113,6 +127,66 @@ pub(crate) struct TakingRecord {
     pub(crate) from: EndpointId,
 }
 
+/// That a replica is kept of a volume that is here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ReplicateRecord {
+    /// By whom.
+    #[n(0)]
+    pub(crate) to: EndpointId,
+    #[n(1)]
+    pub(crate) terms: Terms,
+    /// Whether nothing may be answered that it lacks.
+    #[n(2)]
+    pub(crate) current: bool,
+}
+
+/// A replica that is kept here.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct ReplicaRecord {
+    /// Where its volume is.
+    #[n(0)]
+    pub(crate) home: EndpointId,
+    /// How often the volume was given.
+    #[n(1)]
+    pub(crate) epoch: u64,
+    #[n(2)]
+    pub(crate) terms: Terms,
+    /// The volume that holds it here, once there is one.
+    #[n(3)]
+    pub(crate) copy: Option<Name>,
+    /// The line of changes that it was made for.
+    #[n(4)]
+    pub(crate) line: Option<u64>,
+    /// Whether the home has said that nothing is answered which it lacks.
+    #[n(5)]
+    pub(crate) current: bool,
+    /// Whether it is what the volume was at some moment.
+    #[n(6)]
+    pub(crate) consistent: bool,
+    /// The volume that held it before, until that is removed.
+    #[n(7)]
+    pub(crate) stale: Option<Name>,
+}
+
+/// What this node has witnessed of a replica that others keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct WitnessRecord {
+    /// Where the volume is.
+    #[n(0)]
+    pub(crate) home: EndpointId,
+    #[n(1)]
+    pub(crate) epoch: u64,
+    /// Who keeps the replica.
+    #[n(2)]
+    pub(crate) replica: EndpointId,
+    /// Whether it was left behind.
+    #[n(3)]
+    pub(crate) outdated: bool,
+}
+
+impl Record for ReplicateRecord {}
+impl Record for ReplicaRecord {}
+impl Record for WitnessRecord {}
 impl Record for MemberRecord {}
 impl Record for HomeRecord {}
 impl Record for OfferRecord {}
@@ -149,7 +223,7 @@ pub(crate) fn live(name: &str, value: &[u8]) -> Result<Option<Vec<Live>>, format
     }
     if name.starts_with(GIVEN) {
         let record = GivenRecord::from_bytes(value)?;
-        return Ok(Some(if record.settled { Vec::new() } else { record.content.live() }));
+        return Ok(Some(record.content.filter(|_| !record.settled).map(|content| content.live()).unwrap_or_default()));
     }
-    Ok([MEMBER, HOME, TAKING].iter().any(|known| name.starts_with(known)).then(Vec::new))
+    Ok([MEMBER, HOME, TAKING, REPLICATE, REPLICA, WITNESS].iter().any(|known| name.starts_with(known)).then(Vec::new))
 }

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cluster::message::{Given, Offered, Reply, Request};
+use cluster::message::{Given, Offered, Replicate, Reply, Request};
 use store::{Domain, Origin};
 use tokio::time::timeout;
 use types::{EndpointId, Name, Progress};
@@ -20,7 +20,7 @@ use volume::{TreeBase, Volume};
 use super::asked;
 use super::find::Location;
 use super::moves::Member;
-use super::records::{ArrivingRecord, GIVEN, HOME, HomeRecord, TAKING, TakingRecord};
+use super::records::{ArrivingRecord, GIVEN, HOME, HomeRecord, REPLICATE, ReplicateRecord, TAKING, TakingRecord};
 use crate::api::{ApiError, ErrorCode, Task, TaskKind};
 use crate::error::{blocking, store_error};
 use crate::node::Node;
@@ -153,26 +153,41 @@ impl Node {
     }
 
     /// Fetches what the volume is, and what it has become meanwhile, until that is little.
-    async fn fetch_rounds(&self, name: &Name, home: &Member, progress: &Arc<Progress>) -> Result<(), ApiError> {
+    pub(super) async fn fetch_rounds(
+        &self,
+        name: &Name,
+        home: &Member,
+        progress: &Arc<Progress>,
+    ) -> Result<(), ApiError> {
         for round in 0..ROUNDS {
             let begun = Instant::now();
-            let request = Request::Offer { volume: name.clone() };
-            let reply = self.cluster.peers.ask(home.endpoint, &request, OFFER).await;
-            let Reply::Offered(offered) = reply.map_err(|error| asked(error, &home.name))? else {
-                return Err(asked(cluster::AskError::Unexpected, &home.name));
-            };
-            let base = self.arriving_base(name, &offered)?;
-            self.cluster.moves.source(offered.snapshot, Some(home.endpoint));
             let later = Arc::default();
-            let fetched = self.hydrate_tree(&base, if round == 0 { progress } else { &later }).await;
-            self.cluster.moves.source(offered.snapshot, None);
-            fetched?;
+            self.fetch_offer(name, home, if round == 0 { progress } else { &later }).await?;
             tracing::debug!(volume = %name, round, took = ?begun.elapsed(), "a round of a move");
             if begun.elapsed() < QUICK {
                 break;
             }
         }
         Ok(())
+    }
+
+    /// Fetches all of what the volume is now.
+    pub(super) async fn fetch_offer(
+        &self,
+        name: &Name,
+        home: &Member,
+        progress: &Arc<Progress>,
+    ) -> Result<TreeBase, ApiError> {
+        let request = Request::Offer { volume: name.clone() };
+        let reply = self.cluster.peers.ask(home.endpoint, &request, OFFER).await;
+        let Reply::Offered(offered) = reply.map_err(|error| asked(error, &home.name))? else {
+            return Err(asked(cluster::AskError::Unexpected, &home.name));
+        };
+        let base = self.arriving_base(name, &offered)?;
+        self.cluster.moves.source(offered.snapshot, Some(home.endpoint));
+        let fetched = self.hydrate_tree(&base, progress).await;
+        self.cluster.moves.source(offered.snapshot, None);
+        fetched.map(|()| base)
     }
 
     /// The tree of a volume that comes here.
@@ -206,7 +221,7 @@ impl Node {
             return Err(asked(cluster::AskError::Unexpected, &from.name));
         };
         let (node, adopting, endpoint) = (Arc::clone(self), name.clone(), from.endpoint);
-        let volume = blocking(move || node.adopt(&adopting, endpoint, given)).await?;
+        let volume = blocking(move || node.adopt(&adopting, endpoint, *given)).await?;
         if let Some(used) = used {
             match switching {
                 Some(switching) => {
@@ -224,13 +239,21 @@ impl Node {
     }
 
     /// Makes a volume of what was given. Blocks.
-    fn adopt(&self, name: &Name, from: EndpointId, given: Given) -> Result<Arc<Volume>, ApiError> {
+    fn adopt(self: &Arc<Self>, name: &Name, from: EndpointId, given: Given) -> Result<Arc<Volume>, ApiError> {
         let base = self.arriving_base(name, &given.content)?;
         let origin = given.origin.map(|place| OriginRecord { snapshot: place.snapshot, disk: place.disk });
         let snapshot = given.content.snapshot;
-        let home = HomeRecord { epoch: given.epoch, arriving: Some(ArrivingRecord { from, snapshot, origin }) };
+        let arriving = Some(ArrivingRecord { from, snapshot, origin });
+        let home = HomeRecord { epoch: given.epoch, arriving, since: Some(given.since).filter(|since| *since > 0) };
         self.cluster.moves.source(snapshot, Some(from));
-        let further = vec![home.change(format!("{HOME}{name}")), (format!("{GIVEN}{name}"), None)];
+        let mut further = vec![home.change(format!("{HOME}{name}")), (format!("{GIVEN}{name}"), None)];
+        // Who kept the replica is the home now: the two change places.
+        let replicate = given.replicate.map(|Replicate { to, terms }| {
+            let to = if to == self.swarm.endpoint() { from } else { to };
+            ReplicateRecord { to, terms, current: false }
+        });
+        further.extend(replicate.map(|record| record.change(format!("{REPLICATE}{name}"))));
+        self.drop_replica(name)?;
         let volume = match self.volumes.get(name) {
             Some(volume) => volume,
             None => self.volumes.adopt(name, base, further).map_err(volume_error)?,
@@ -242,11 +265,14 @@ impl Node {
             self.schedules.change().put(volume.id(), ScheduleRecord::of_message(schedule))?;
         }
         self.store.roots().apply(vec![(format!("{TAKING}{name}"), None)]).map_err(store_error)?;
+        if let Some(record) = replicate {
+            self.begin_mirror(&volume, record);
+        }
         Ok(volume)
     }
 
     /// Says in the record of an attachment that its volume is here. Blocks.
-    fn attachment_is_here(&self, target: &str) -> Result<(), ApiError> {
+    pub(super) fn attachment_is_here(&self, target: &str) -> Result<(), ApiError> {
         let _records = self.attachments.records();
         let key = crate::attachments::record_name(target);
         let damaged = |error| ApiError::from_error(ErrorCode::Damaged, &error);
@@ -257,12 +283,14 @@ impl Node {
 
     /// Lets what is still elsewhere of a volume be, as the volume is about to be removed; whoever has it is told.
     pub(crate) async fn forget_arrival(self: &Arc<Self>, name: &Name) -> Result<(), ApiError> {
-        let Some(HomeRecord { epoch, arriving: Some(arriving) }) = self.home_record(name)? else { return Ok(()) };
+        let Some(HomeRecord { epoch, arriving: Some(arriving), since }) = self.home_record(name)? else {
+            return Ok(());
+        };
         if let Some(task) = self.tasks.find_running(TaskKind::Take, name.as_str()) {
             self.tasks.cancel(task.id).await?;
         }
         let (node, key) = (Arc::clone(self), format!("{HOME}{name}"));
-        let arrived = HomeRecord { epoch, arriving: None };
+        let arrived = HomeRecord { epoch, arriving: None, since };
         blocking(move || arrived.write(&*node.store, key).map_err(store_error)).await?;
         self.cluster.moves.source(arriving.snapshot, None);
         let (node, settle) = (Arc::clone(self), Request::Settle { volume: name.clone(), epoch });
@@ -295,7 +323,7 @@ impl Node {
         self.tell_settled(arriving.from, &settle).await;
         let (node, volume) = (Arc::clone(self), Arc::clone(volume));
         blocking(move || {
-            let settled = HomeRecord { epoch: home.epoch, arriving: None }.change(format!("{HOME}{name}"));
+            let settled = HomeRecord { arriving: None, ..home }.change(format!("{HOME}{name}"));
             let origin = arriving.origin.map(Origin::from);
             node.volumes.set_origin(&volume, origin, vec![settled]).map_err(volume_error)?;
             node.cluster.moves.source(arriving.snapshot, None);

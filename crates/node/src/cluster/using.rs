@@ -72,10 +72,15 @@ impl Node {
         };
         let (record, home) = match known {
             Some(known) => (known, None),
-            None => {
-                let (home, size_bytes) = self.home_of(&name).await?;
-                (RemoteRecord { size_bytes }, Some(home.endpoint))
-            }
+            None => match self.home_of(&name).await {
+                Ok((home, size_bytes)) => (RemoteRecord { size_bytes }, Some(home.endpoint)),
+                // Its home may be gone. Requests wait until the replica here takes over, or the home is back.
+                Err(error) if error.code == ErrorCode::Unreachable => {
+                    let size_bytes = self.replica_size(&name).ok_or(error)?;
+                    (RemoteRecord { size_bytes }, None)
+                }
+                Err(error) => return Err(error),
+            },
         };
         let members = Arc::new(NodeMembers(Arc::downgrade(self)));
         let remote = RemoteVolume::open(name.clone(), record.size_bytes, home, members);

@@ -9,8 +9,9 @@ use utoipa::IntoParams;
 
 use super::reply::{Body, Reply, name};
 use crate::api::{
-    ApiError, CreateVolumeRequest, DeletedVolume, Differences, LabelRequest, ProtectRequest, ResizeRequest,
-    RestoreRequest, RevertRequest, Reverted, Task, Volume, VolumeDetail,
+    ApiError, CreateVolumeRequest, DeletedVolume, Differences, LabelRequest, PromoteRequest, Promoted, ProtectRequest,
+    Replica, ReplicateRequest, Replication, ResizeRequest, RestoreRequest, RevertRequest, Reverted, Task, Volume,
+    VolumeDetail,
 };
 use crate::error::blocking;
 use crate::node::Node;
@@ -28,7 +29,9 @@ pub(super) struct RemoveQuery {
 /// Lists the volumes.
 #[utoipa::path(get, path = "/v1/volumes", responses((status = 200, body = [Volume])))]
 pub(super) async fn list(State(node): State<Arc<Node>>) -> Json<Vec<Volume>> {
-    Json(node.volumes.list().iter().map(|volume| node.show_volume(volume)).collect())
+    let mut volumes = node.volumes.list();
+    volumes.retain(|volume| !node.cluster.replicas.holds(volume.name()));
+    Json(volumes.iter().map(|volume| node.show_volume(volume)).collect())
 }
 
 /// Makes an empty volume.
@@ -95,6 +98,63 @@ pub(super) async fn label(
     Body(request): Body<LabelRequest>,
 ) -> Reply<Volume> {
     node.label_volume(&name(&volume)?, request).await.map(Json)
+}
+
+/// Has a member of the cluster keep a replica of a volume.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/replicate", params(("volume" = String, Path)),
+    request_body = ReplicateRequest, responses((status = 200, body = Replication), (status = "4XX", body = ApiError)))]
+pub(super) async fn replicate(
+    State(node): State<Arc<Node>>,
+    Path(volume): Path<String>,
+    Body(request): Body<ReplicateRequest>,
+) -> Reply<Replication> {
+    node.replicate(&name(&volume)?, request).await.map(Json)
+}
+
+/// How the replica of a volume is ended.
+#[derive(Debug, Deserialize, IntoParams)]
+pub(super) struct StopReplicatingQuery {
+    /// Whether it is ended although its member cannot be told.
+    #[serde(default)]
+    force: bool,
+}
+
+/// Ends the replica of a volume, and removes it.
+#[utoipa::path(delete, path = "/v1/volumes/{volume}/replicate", params(("volume" = String, Path), StopReplicatingQuery),
+    responses((status = 200, body = Volume), (status = "4XX", body = ApiError)))]
+pub(super) async fn stop_replicating(
+    State(node): State<Arc<Node>>,
+    Path(volume): Path<String>,
+    Query(query): Query<StopReplicatingQuery>,
+) -> Reply<Volume> {
+    let name = name(&volume)?;
+    node.stop_replicating(&name, query.force).await?;
+    let volume = node.find_volume(&name)?;
+    Ok(Json(node.show_volume(&volume)))
+}
+
+/// Makes this node the home of a volume of which it keeps a replica, as the home is gone.
+#[utoipa::path(post, path = "/v1/volumes/{volume}/promote", params(("volume" = String, Path)),
+    request_body = PromoteRequest, responses((status = 200, body = Promoted), (status = "4XX", body = ApiError)))]
+pub(super) async fn promote(
+    State(node): State<Arc<Node>>,
+    Path(volume): Path<String>,
+    Body(request): Body<PromoteRequest>,
+) -> Reply<Promoted> {
+    node.promote(&name(&volume)?, request).await.map(Json)
+}
+
+/// Lists the replicas of other members' volumes that are kept here.
+#[utoipa::path(get, path = "/v1/replicas", responses((status = 200, body = [Replica])))]
+pub(super) async fn list_replicas(State(node): State<Arc<Node>>) -> Json<Vec<Replica>> {
+    Json(node.list_replicas())
+}
+
+/// Removes a replica that is kept here.
+#[utoipa::path(delete, path = "/v1/replicas/{volume}", params(("volume" = String, Path)),
+    responses((status = 200, body = Replica), (status = "4XX", body = ApiError)))]
+pub(super) async fn remove_replica(State(node): State<Arc<Node>>, Path(volume): Path<String>) -> Reply<Replica> {
+    node.remove_replica(&name(&volume)?).await.map(Json)
 }
 
 /// Starts to take a volume from the member of the cluster that has it. One that is here already is a task that ends at once.

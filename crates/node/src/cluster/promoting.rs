@@ -1,0 +1,175 @@
+//! A replica takes over, as its volume's home is gone.
+//!
+//! Who becomes the home is decided by the operator or the platform, and where there is a witness, by it. What could be lost is found out before: a
+//! home that answers, a replica that was left behind, and one whose terms allow it to be so.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cluster::message::{Reply, Request, Testimony};
+use types::Name;
+use volume::{BlockDevice, Volume};
+
+use super::find::Location;
+use super::records::{GIVEN, HOME, HomeRecord, REPLICA, REPLICATE, ReplicaRecord, ReplicateRecord, TAKING};
+use crate::api::{self, ApiError, ErrorCode};
+use crate::error::{blocking, not_found};
+use crate::node::Node;
+use crate::record::Record as _;
+use crate::snapshots::volume_error;
+
+/// How long a member may take to answer.
+const ANSWER: Duration = Duration::from_secs(5);
+
+impl Node {
+    /// Makes this node the home of a volume of which it keeps a replica.
+    pub(crate) async fn promote(
+        self: &Arc<Self>,
+        name: &Name,
+        request: api::PromoteRequest,
+    ) -> Result<api::Promoted, ApiError> {
+        if self.volumes.get(name).is_some() {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is here already")));
+        }
+        let Some(kept) = self.cluster.replicas.get(name) else {
+            return Err(not_found("replica of", name).hint("see: brant volume replicas"));
+        };
+        // From now on it does not follow any more.
+        let record = kept.end();
+        let promoted = self.promote_ended(name, &record, request.accept_loss).await;
+        if promoted.is_err() {
+            kept.revive();
+        }
+        promoted
+    }
+
+    async fn promote_ended(
+        self: &Arc<Self>,
+        name: &Name,
+        record: &ReplicaRecord,
+        accept_loss: bool,
+    ) -> Result<api::Promoted, ApiError> {
+        let Some(copy) = record.copy.as_ref().and_then(|copy| self.volumes.get(copy)) else {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("nothing of {name} has come here yet"))
+                .hint("what is lost is lost; a snapshot of it may be somewhere: brant snapshot list"));
+        };
+        let home = self.cluster.moves.name_of(record.home);
+        let mut doubts = self.doubts(name, record, &home).await?;
+        if doubts.is_empty() || accept_loss {
+            self.claim(name, record, accept_loss, &mut doubts).await?;
+        }
+        if !doubts.is_empty() && !accept_loss {
+            return Err(ApiError::new(
+                ErrorCode::Conflict,
+                format!("{name} may lose what was written last: {}", doubts.join("; ")),
+            )
+            .hint(format!("bring {home} back; or, if that may be lost: brant volume promote {name} --accept-loss")));
+        }
+        let lossless = doubts.is_empty() && record.terms.sync;
+        self.become_home(name, &copy, record, lossless).await?;
+        tracing::warn!(volume = %name, %home, lossless, "a replica has taken over");
+        let volume = self.find_volume(name)?;
+        Ok(api::Promoted { volume: self.show_volume(&volume), lossless })
+    }
+
+    /// Why something that was answered could be lost; an error where somebody else has the volume.
+    async fn doubts(&self, name: &Name, record: &ReplicaRecord, home: &str) -> Result<Vec<String>, ApiError> {
+        match self.locate(name).await {
+            Location::At { home, .. } => {
+                return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is at {}, which answers", home.name))
+                    .hint(format!("have it here: brant volume take {name}")));
+            }
+            Location::Mine { .. } => {
+                return Err(ApiError::new(ErrorCode::Conflict, format!("{name} was given to this node"))
+                    .hint(format!("go on with: brant volume take {name}")));
+            }
+            Location::Nowhere | Location::Unknown(_) => {}
+        }
+        let mut doubts = Vec::new();
+        let asked = self.cluster.peers.ask(record.home, &Request::Find { volume: name.clone() }, ANSWER).await;
+        if let Ok(Reply::Absent | Reply::Elsewhere { .. }) = asked {
+            doubts.push(format!("{home} answers, and does not have it any more"));
+        }
+        if !record.current {
+            doubts.push(format!("this replica was behind when {home} was last heard"));
+        }
+        if !record.consistent {
+            doubts.push("it was being brought up to date, and mixes two moments".to_owned());
+        }
+        if !record.terms.sync && record.terms.witness.is_none() {
+            doubts.push(format!("it follows {home} without being waited for, and there is no witness"));
+        }
+        Ok(doubts)
+    }
+
+    /// Has the witness, where there is one, record that this node takes over.
+    async fn claim(
+        &self,
+        name: &Name,
+        record: &ReplicaRecord,
+        accept_loss: bool,
+        doubts: &mut Vec<String>,
+    ) -> Result<(), ApiError> {
+        let Some(witness) = record.terms.witness else { return Ok(()) };
+        let ask = async |testimony| {
+            let (volume, epoch) = (name.clone(), record.epoch + 1);
+            let request = Request::Witness { volume, epoch, replica: self.swarm.endpoint(), testimony };
+            self.cluster.peers.ask(witness, &request, ANSWER).await
+        };
+        let mut reply = if doubts.is_empty() { Some(ask(Testimony::Claim).await) } else { None };
+        let refused = match &reply {
+            Some(Err(cluster::AskError::Refused(refusal))) => Some(refusal.message.clone()),
+            _ => None,
+        };
+        doubts.extend(refused.clone());
+        if accept_loss && (refused.is_some() || reply.is_none()) {
+            reply = Some(ask(Testimony::ClaimWithLoss).await);
+        }
+        match reply {
+            Some(Ok(Reply::Elsewhere { home, .. })) => {
+                let home = self.cluster.moves.name_of(home);
+                Err(ApiError::new(ErrorCode::Conflict, format!("the witness says that {name} is at {home}"))
+                    .hint(format!("have it here: brant volume take {name}")))
+            }
+            Some(Err(cluster::AskError::Refused(_))) | Some(Ok(_)) | None => Ok(()),
+            Some(Err(error)) => {
+                doubts.push(format!("the witness {} does not answer: {error}", self.cluster.moves.name_of(witness)));
+                Ok(())
+            }
+        }
+    }
+
+    /// Makes the replica's volume the volume, in one step with the records that say so.
+    async fn become_home(
+        self: &Arc<Self>,
+        name: &Name,
+        copy: &Arc<Volume>,
+        record: &ReplicaRecord,
+        lossless: bool,
+    ) -> Result<(), ApiError> {
+        let epoch = record.epoch + 1;
+        let since = if lossless { None } else { Some(epoch) };
+        let replicate = ReplicateRecord { to: record.home, terms: record.terms, current: false };
+        let further = vec![
+            HomeRecord { epoch, arriving: None, since }.change(format!("{HOME}{name}")),
+            replicate.change(format!("{REPLICATE}{name}")),
+            (format!("{REPLICA}{name}"), None),
+            (format!("{GIVEN}{name}"), None),
+            (format!("{TAKING}{name}"), None),
+        ];
+        let (node, renaming, new) = (Arc::clone(self), Arc::clone(copy), name.clone());
+        let volume = blocking(move || node.volumes.rename(&renaming, &new, further).map_err(volume_error)).await?;
+        self.forget_replica(name);
+        self.begin_mirror(&volume, replicate);
+        let Some(used) = self.cluster.uses.get(name) else { return Ok(()) };
+        if lossless {
+            used.placed.replace(&used.remote, volume as Arc<dyn BlockDevice>).await;
+        } else {
+            // Whoever uses it here has seen what the replica lacks, and must begin anew.
+            used.remote.close();
+        }
+        self.cluster.uses.remove(name);
+        let (node, target) = (Arc::clone(self), name.to_string());
+        blocking(move || node.attachment_is_here(&target)).await
+    }
+}

@@ -1,0 +1,385 @@
+//! Replicas of the volumes that are here, which other members keep.
+//!
+//! Invariant: `replicate/VOLUME` says whether the replica is current before anything is answered that depends on it. It is taken back only
+//! after the replica itself, or the witness, has recorded that it is left behind; or because the operator says so.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use cluster::message::{Reply, Request, Terms, Testimony};
+use cluster::{AskError, Mirror, MirrorHost, MirrorState};
+use futures_util::future::BoxFuture;
+use swarm::transport::{Connection, TransportError};
+use tokio_util::sync::CancellationToken;
+use types::{EndpointId, Name};
+use volume::{Observer, Volume};
+
+use super::records::{GIVEN, GivenRecord, HOME, OFFER, REPLICATE, ReplicateRecord};
+use crate::api::{self, ApiError, ErrorCode};
+use crate::error::{blocking, not_found, store_error};
+use crate::node::Node;
+use crate::record::Record as _;
+use crate::snapshots::volume_error;
+use crate::task::now_ms;
+
+/// How long a member may take to record something.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// How far a replica may be behind where nobody says, and at least, in bytes.
+const LAG_BYTES: u64 = 64 << 20;
+const LEAST_LAG_BYTES: u64 = 1 << 20;
+
+/// The most, in bytes: it is kept in memory.
+const MOST_LAG_BYTES: u64 = 1 << 30;
+
+/// The replicas of the volumes that are here.
+#[derive(Debug, Default)]
+pub(crate) struct Mirrors(Mutex<BTreeMap<Name, Kept>>);
+
+#[derive(Clone, Debug)]
+struct Kept {
+    mirror: Arc<Mirror>,
+    to: EndpointId,
+    terms: Terms,
+    stop: CancellationToken,
+}
+
+impl Mirrors {
+    fn kept(&self) -> MutexGuard<'_, BTreeMap<Name, Kept>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn get(&self, volume: &Name) -> Option<Kept> {
+        self.kept().get(volume).cloned()
+    }
+
+    fn remove(&self, volume: &Name) -> Option<Kept> {
+        let kept = self.kept().remove(volume)?;
+        kept.stop.cancel();
+        Some(kept)
+    }
+
+    /// Fails all that waits for replicas, as the node stops.
+    pub(crate) fn abandon(&self) {
+        self.kept().values().for_each(|kept| kept.mirror.abandon(true));
+    }
+}
+
+/// The node, as the mirror of one volume sees it.
+#[derive(Debug)]
+struct MirrorOf {
+    node: Weak<Node>,
+    volume: Name,
+    to: EndpointId,
+    terms: Terms,
+}
+
+impl MirrorOf {
+    fn node(&self) -> Result<Arc<Node>, String> {
+        self.node.upgrade().ok_or_else(|| "the node is shutting down".to_owned())
+    }
+
+    /// Has the witness record something.
+    async fn testify(&self, testimony: Testimony) -> Result<(), String> {
+        let (node, Some(witness)) = (self.node()?, self.terms.witness) else { return Ok(()) };
+        let request = Request::Witness {
+            volume: self.volume.clone(),
+            epoch: node.epoch_of(&self.volume),
+            replica: self.to,
+            testimony,
+        };
+        match node.cluster.peers.ask(witness, &request, ANSWER).await {
+            Ok(Reply::Settled) => Ok(()),
+            Ok(Reply::Elsewhere { home, epoch }) => {
+                self.superseded(home, epoch).await;
+                Err("another member has taken the volume over".to_owned())
+            }
+            Ok(_) => Err("the witness answered something else than was asked".to_owned()),
+            Err(error) => Err(format!("the witness: {error}")),
+        }
+    }
+}
+
+impl MirrorHost for MirrorOf {
+    fn connect(&self) -> BoxFuture<'_, Result<Arc<dyn Connection>, AskError>> {
+        Box::pin(async {
+            let node = self.node().map_err(|_| TransportError::Closed)?;
+            Ok(node.cluster.peers.connection(self.to, &self.volume).await?)
+        })
+    }
+
+    fn epoch(&self) -> u64 {
+        self.node().map_or(0, |node| node.epoch_of(&self.volume))
+    }
+
+    fn set_current(&self, current: bool) -> BoxFuture<'_, Result<(), String>> {
+        Box::pin(async move {
+            if current {
+                self.testify(Testimony::Current).await?;
+            }
+            let (node, key) = (self.node()?, format!("{REPLICATE}{}", self.volume));
+            let (record, volume) = (ReplicateRecord { to: self.to, terms: self.terms, current }, self.volume.clone());
+            let write = move || {
+                let mut changes = vec![record.change(key)];
+                if current {
+                    // What it was made of is not asked for any more.
+                    node.cluster.moves.offer(&volume, None);
+                    changes.push((format!("{OFFER}{volume}"), None));
+                }
+                node.store.roots().apply(changes).map_err(store_error)
+            };
+            blocking(write).await.map_err(|error| error.to_string())
+        })
+    }
+
+    fn outdate(&self) -> BoxFuture<'_, bool> {
+        Box::pin(async {
+            if self.terms.witness.is_none() {
+                return !self.terms.sync;
+            }
+            let outdated = self.testify(Testimony::Outdated).await;
+            if let Err(error) = &outdated {
+                tracing::warn!(volume = %self.volume, error, "the volume waits for its replica");
+            }
+            outdated.is_ok()
+        })
+    }
+
+    fn superseded(&self, home: EndpointId, epoch: u64) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let Ok(node) = self.node() else { return };
+            let (stepping_down, name) = (Arc::clone(&node), self.volume.clone());
+            // Not here: the mirror is stopped by it.
+            node.spawn(async move {
+                if let Err(error) = stepping_down.step_down(&name, home, epoch).await {
+                    tracing::error!(%error, volume = %name, "a volume that was taken over is still here");
+                }
+            });
+        })
+    }
+}
+
+impl Node {
+    pub(super) fn epoch_of(&self, volume: &Name) -> u64 {
+        self.home_record(volume).ok().flatten().map_or(0, |home| home.epoch)
+    }
+
+    /// Goes on with the replicas of the volumes that are here. Called before anybody can write to them.
+    pub(crate) fn begin_mirrors(self: &Arc<Self>) -> Result<(), ApiError> {
+        let damaged = |error| ApiError::from_error(ErrorCode::Damaged, &error);
+        for (name, record) in ReplicateRecord::read_all(&*self.store, REPLICATE).map_err(damaged)? {
+            match name.parse().ok().and_then(|name| self.volumes.get(&name)) {
+                Some(volume) => self.begin_mirror(&volume, record),
+                // It was removed or taken over when the node stopped.
+                None => self.store.roots().apply(vec![(format!("{REPLICATE}{name}"), None)]).map_err(store_error)?,
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn begin_mirror(self: &Arc<Self>, volume: &Arc<Volume>, record: ReplicateRecord) {
+        let ReplicateRecord { to, terms, current } = record;
+        let (name, stop) = (volume.name().clone(), CancellationToken::new());
+        let mirror = Mirror::new(name.clone(), terms, current);
+        volume.observe(Some(Arc::<Mirror>::clone(&mirror)));
+        self.cluster
+            .mirrors
+            .kept()
+            .insert(name.clone(), Kept { mirror: Arc::clone(&mirror), to, terms, stop: stop.clone() });
+        let host = MirrorOf { node: Arc::downgrade(self), volume: name, to, terms };
+        self.spawn(async move {
+            tokio::select! {
+                () = mirror.run(&host) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+
+    /// Lets a mirror go, without a word to the member. What waits for it is answered.
+    fn end_mirror(&self, name: &Name) {
+        let Some(kept) = self.cluster.mirrors.remove(name) else { return };
+        if let Some(volume) = self.volumes.get(name) {
+            volume.observe(None);
+        }
+        kept.mirror.leave_behind();
+    }
+
+    /// How a replica of a volume is kept.
+    pub(crate) fn show_replication(&self, volume: &Name) -> Option<api::Replication> {
+        let kept = self.cluster.mirrors.get(volume)?;
+        let status = kept.mirror.status();
+        Some(api::Replication {
+            to: self.cluster.moves.name_of(kept.to),
+            mode: api::ReplicationMode::of(kept.terms.sync),
+            witness: kept.terms.witness.map(|witness| self.cluster.moves.name_of(witness)),
+            most_lag_bytes: kept.terms.lag_bytes,
+            state: match status.state {
+                MirrorState::Current => api::ReplicationState::Current,
+                MirrorState::Away => api::ReplicationState::Away,
+                MirrorState::Syncing => api::ReplicationState::Syncing,
+                MirrorState::Behind => api::ReplicationState::Behind,
+            },
+            lag_bytes: status.lag_bytes,
+            lag_ms: u64::try_from(status.lag.as_millis()).unwrap_or(u64::MAX),
+        })
+    }
+
+    fn terms(&self, request: &api::ReplicateRequest) -> Result<(EndpointId, Terms), ApiError> {
+        let members = self.cluster.moves.members();
+        let endpoint = |name: &Name| {
+            let member = members.iter().find(|member| member.name == *name).map(|member| member.endpoint);
+            member.ok_or_else(|| not_found("member", name).hint("see: brant cluster show"))
+        };
+        let to = endpoint(&request.to)?;
+        let witness = request.witness.as_ref().map(endpoint).transpose()?;
+        if witness == Some(to) {
+            return Err(ApiError::new(
+                ErrorCode::Invalid,
+                "the witness is another member than the one that keeps the replica",
+            )
+            .hint("name a third one, or none"));
+        }
+        let lag_bytes = request.most_lag_bytes.map_or(LAG_BYTES, |lag| lag.0);
+        if !(LEAST_LAG_BYTES..=MOST_LAG_BYTES).contains(&lag_bytes) {
+            return Err(ApiError::new(ErrorCode::Invalid, "a replica may be behind by 1 MiB to 1 GiB"));
+        }
+        Ok((to, Terms { sync: request.mode == api::ReplicationMode::Sync, witness, lag_bytes }))
+    }
+
+    /// Has a member keep a replica of a volume.
+    pub(crate) async fn replicate(
+        self: &Arc<Self>,
+        name: &Name,
+        request: api::ReplicateRequest,
+    ) -> Result<api::Replication, ApiError> {
+        let volume = self.find_volume(name)?;
+        let (to, terms) = self.terms(&request)?;
+        match self.cluster.mirrors.get(name) {
+            Some(kept) if (kept.to, kept.terms) == (to, terms) => {}
+            Some(kept) => {
+                let message =
+                    format!("{name} has a replica at {}, kept otherwise", self.cluster.moves.name_of(kept.to));
+                return Err(ApiError::new(ErrorCode::Conflict, message)
+                    .hint(format!("first: brant volume replicate {name} --stop")));
+            }
+            None => {
+                let record = ReplicateRecord { to, terms, current: false };
+                let (node, key) = (Arc::clone(self), format!("{REPLICATE}{name}"));
+                blocking(move || record.write(&*node.store, key).map_err(store_error)).await?;
+                self.begin_mirror(&volume, record);
+            }
+        }
+        self.show_replication(name).ok_or_else(|| not_found("replica of", name))
+    }
+
+    /// Ends the replica of a volume. Where the member does not answer, that it is left behind is recorded by the witness, or the
+    /// operator insists.
+    pub(crate) async fn stop_replicating(self: &Arc<Self>, name: &Name, force: bool) -> Result<(), ApiError> {
+        self.find_volume(name)?;
+        let Some(kept) = self.cluster.mirrors.get(name) else {
+            return Err(not_found("replica of", name).hint(format!("see: brant volume show {name}")));
+        };
+        let told =
+            self.tell_replica(name, &kept, Request::Dismiss { volume: name.clone(), epoch: self.epoch_of(name) });
+        if let Err(error) = told.await
+            && !force
+        {
+            return Err(error.hint(format!(
+                "see that it can be reached; or, if nobody will ever promote what it has: brant volume replicate {name} --stop --force"
+            )));
+        }
+        self.end_mirror(name);
+        let (node, key) = (Arc::clone(self), format!("{REPLICATE}{name}"));
+        blocking(move || node.store.roots().apply(vec![(key, None)]).map_err(store_error)).await
+    }
+
+    /// Has the replica, or else the witness, record that what follows is answered without it.
+    async fn tell_replica(&self, name: &Name, kept: &Kept, request: Request) -> Result<(), ApiError> {
+        let reply = self.cluster.peers.ask(kept.to, &request, ANSWER).await;
+        let member = self.cluster.moves.name_of(kept.to);
+        let error = match reply {
+            Ok(Reply::Settled) => return Ok(()),
+            Ok(_) => ApiError::new(ErrorCode::Unreachable, format!("{member} answered something else than was asked")),
+            Err(error) => {
+                ApiError::new(ErrorCode::Unreachable, format!("{member}, which keeps the replica of {name}: {error}"))
+            }
+        };
+        let Some(witness) = kept.terms.witness else { return Err(error) };
+        let (volume, epoch) = (name.clone(), self.epoch_of(name));
+        let request = Request::Witness { volume, epoch, replica: kept.to, testimony: Testimony::Outdated };
+        match self.cluster.peers.ask(witness, &request, ANSWER).await {
+            Ok(Reply::Settled) => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    /// Leaves the replica of a volume behind, as its home is about to change: who becomes the home makes it anew.
+    pub(super) async fn leave_replica(self: &Arc<Self>, name: &Name) -> Result<Option<ReplicateRecord>, ApiError> {
+        let Some(kept) = self.cluster.mirrors.get(name) else { return Ok(None) };
+        let request = Request::Outdate { volume: name.clone(), epoch: self.epoch_of(name) };
+        self.tell_replica(name, &kept, request).await.map_err(|error| {
+            error.hint(format!(
+                "see that it can be reached, or end the replica: brant volume replicate {name} --stop --force"
+            ))
+        })?;
+        let record = ReplicateRecord { to: kept.to, terms: kept.terms, current: false };
+        let (node, key) = (Arc::clone(self), format!("{REPLICATE}{name}"));
+        blocking(move || record.write(&*node.store, key).map_err(store_error)).await?;
+        self.end_mirror(name);
+        Ok(Some(record))
+    }
+
+    /// Begins again with a replica that was left behind for nothing.
+    pub(super) fn resume_mirror(self: &Arc<Self>, volume: &Arc<Volume>, record: Option<ReplicateRecord>) {
+        if let Some(record) = record {
+            self.begin_mirror(volume, record);
+        }
+    }
+
+    /// An error where a replica is kept of a volume, which `what` would have to be told of.
+    pub(crate) fn check_not_replicated(&self, name: &Name, what: &str) -> Result<(), ApiError> {
+        let Some(kept) = self.cluster.mirrors.get(name) else { return Ok(()) };
+        let message = format!("{name} has a replica at {}, and cannot be {what}", self.cluster.moves.name_of(kept.to));
+        Err(ApiError::new(ErrorCode::Conflict, message).hint(format!("first: brant volume replicate {name} --stop")))
+    }
+
+    /// Lets a volume go that another member has taken over. What was written here and is not there is kept with the deleted volume.
+    pub(super) async fn step_down(self: &Arc<Self>, name: &Name, home: EndpointId, epoch: u64) -> Result<(), ApiError> {
+        let Some(kept) = self.cluster.mirrors.remove(name) else { return Ok(()) };
+        // Whoever uses it here must not go on with a disk that may have been changed elsewhere.
+        kept.mirror.abandon(true);
+        match self.detach(name.as_str(), true).await {
+            Err(error) if error.code == ErrorCode::NotFound => {}
+            outcome => drop(outcome?),
+        }
+        let to = self.cluster.moves.name_of(home);
+        let (node, name) = (Arc::clone(self), name.clone());
+        blocking(move || {
+            let labels = node.volumes.get(&name).map(|volume| node.labels.of(volume.id())).unwrap_or_default();
+            let note = format!("{to} took over; this is what was here");
+            match node.volumes.delete(&name, now_ms(), &note) {
+                // It went when this was tried before.
+                Err(volume::VolumeError::NotFound(_)) => {}
+                outcome => drop(outcome.map_err(volume_error)?),
+            }
+            let given = GivenRecord { to: home, epoch, content: None, labels, settled: true, at_ms: now_ms(), schedule: None, replicate: None, since: None };
+            let changes = vec![
+                given.change(format!("{GIVEN}{name}")),
+                (format!("{REPLICATE}{name}"), None),
+                (format!("{HOME}{name}"), None),
+                (format!("{OFFER}{name}"), None),
+            ];
+            node.store.roots().apply(changes).map_err(store_error)?;
+            node.cluster.moves.offer(&name, None);
+            tracing::warn!(volume = %name, %to, "another member has taken a volume over; see: brant volume list --deleted");
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether a volume of this node is replicated to a member.
+    pub(super) fn is_replicated_to(&self, name: &Name, member: EndpointId) -> bool {
+        self.cluster.mirrors.get(name).is_some_and(|kept| kept.to == member)
+    }
+}

@@ -151,7 +151,7 @@ enum Verb {
         #[command(flatten)]
         detach: Detach,
     },
-    /// Have another member keep a replica, which can take over when this home is gone
+    /// Have another member keep a replica that can take over
     ///
     /// The member gets all of the volume, then every change. With --mode sync nothing is answered before the replica has it: its loss of a home
     /// loses nothing, and while the replica is away writes wait, unless a --witness has recorded that it is left behind. With --mode async
@@ -168,7 +168,7 @@ enum Verb {
         #[arg(long, value_name = "VOLUME")]
         remove: Option<Name>,
     },
-    /// Make the replica that is kept here the volume, as its home is gone
+    /// Make the replica here the volume, as its home is gone
     ///
     /// Refused where the home answers, and where something that was answered could be lost: --accept-loss takes that. When the old home comes
     /// back, it lets the volume go, keeps what was there as a deleted volume, and becomes the replica.

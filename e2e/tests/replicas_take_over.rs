@@ -147,6 +147,26 @@ fn a_home_that_is_killed_again_and_again_keeps_its_replica() -> Result<()> {
 }
 
 #[test]
+fn an_old_home_hears_of_it_when_the_volume_has_moved_on_meanwhile() -> Result<()> {
+    let mut members = Members::new()?;
+    let c = members.start_c()?;
+    replicated(&members, &["--mode", "sync"])?;
+    let ledger = Ledger::start(&attach(&members.a, "vm")?, 0);
+    ledger.goes_on(100)?;
+    members.a.kill()?;
+    let answered = ledger.ended()?;
+    members.b.brant(&["volume", "promote", "vm"])?;
+    // Its replica does not answer: it is not current, and so is not waited for.
+    c.brant(&["volume", "take", "vm"])?;
+    let come = come_to(&attach(&c, "vm")?)?;
+    ensure!(come == answered || come == answered + 1, "{come} of {answered}");
+    members.a = members.site.start_a()?;
+    wait::until("the old home has let the volume go", || Ok((!has(&members.a, "vm")?).then_some(())))?;
+    ensure!(has(&c, "vm")? && !has(&members.b, "vm")?);
+    Ok(())
+}
+
+#[test]
 fn a_witness_lets_one_side_go_on_and_never_both() -> Result<()> {
     if !can_have_islands_or_skip() {
         return Ok(());

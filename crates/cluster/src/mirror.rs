@@ -234,6 +234,9 @@ impl Mirror {
                 self.begin_anew(host, &mut *send, &mut *receive).await?;
                 None
             }
+            Reply::Elsewhere { home, epoch: later } if later > epoch => {
+                return Err(MirrorError::Superseded { home, epoch: later });
+            }
             other => return Err(failed(other)),
         };
         let (from, consistent) = {
@@ -400,7 +403,6 @@ fn bare(operation: Operation, length: u64) -> Request {
 
 fn failed(reply: Reply) -> MirrorError {
     match reply {
-        Reply::Elsewhere { home, epoch } => MirrorError::Superseded { home, epoch },
         Reply::Refused(refusal) => MirrorError::Refused(refusal),
         _ => MirrorError::Unexpected,
     }

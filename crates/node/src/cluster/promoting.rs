@@ -131,7 +131,8 @@ impl Node {
                 Err(ApiError::new(ErrorCode::Conflict, format!("the witness says that {name} is at {home}"))
                     .hint(format!("have it here: brant volume take {name}")))
             }
-            Some(Err(cluster::AskError::Refused(_))) | Some(Ok(_)) | None => Ok(()),
+            Some(Err(cluster::AskError::Refused(refusal))) if accept_loss => Err(super::home::api_error(refusal)),
+            Some(Err(cluster::AskError::Refused(_)) | Ok(_)) | None => Ok(()),
             Some(Err(error)) => {
                 doubts.push(format!("the witness {} does not answer: {error}", self.cluster.moves.name_of(witness)));
                 Ok(())

@@ -268,6 +268,9 @@ impl Node {
             // It was taken over while this node was away.
             self.step_down(&name, member, epoch).await.map_err(refused)?;
         }
+        if let Some(given) = self.given_record(&name).map_err(refused)?.filter(|given| given.epoch > epoch) {
+            return Err(Reply::Elsewhere { home: given.to, epoch: given.epoch });
+        }
         if self.tasks.find_running(TaskKind::Take, name.as_str()).is_some() {
             return Err(refused(ApiError::new(ErrorCode::Conflict, format!("{name} is being taken by this node"))));
         }
@@ -307,8 +310,13 @@ impl Node {
         };
         let record = kept.record();
         let same = record.home == member && record.epoch == wanted.epoch;
-        if wanted.epoch < record.epoch || (wanted.epoch == record.epoch && !same) {
+        if wanted.epoch < record.epoch {
             return Ok(Err((record.home, record.epoch)));
+        }
+        if wanted.epoch == record.epoch && !same {
+            let home = self.cluster.moves.name_of(record.home);
+            let message = format!("a replica of another volume {name} is kept here, which is at {home}");
+            return Err(ApiError::new(ErrorCode::Conflict, message));
         }
         kept.change(|record| {
             (record.home, record.epoch, record.terms) = (wanted.home, wanted.epoch, wanted.terms);

@@ -91,7 +91,7 @@ impl MirrorOf {
         };
         match node.cluster.peers.ask(witness, &request, ANSWER).await {
             Ok(Reply::Settled) => Ok(()),
-            Ok(Reply::Elsewhere { home, epoch }) => {
+            Ok(Reply::Elsewhere { home, epoch }) if epoch > self.epoch() => {
                 self.superseded(home, epoch).await;
                 Err("another member has taken the volume over".to_owned())
             }
@@ -282,7 +282,10 @@ impl Node {
         };
         let told =
             self.tell_replica(name, &kept, Request::Dismiss { volume: name.clone(), epoch: self.epoch_of(name) });
-        if let Err(error) = told.await
+        let told = told.await;
+        let counts = matches!(kept.mirror.status().state, MirrorState::Current | MirrorState::Away);
+        if let Err(error) = told
+            && counts
             && !force
         {
             return Err(error.hint(format!(
@@ -318,7 +321,10 @@ impl Node {
     pub(super) async fn leave_replica(self: &Arc<Self>, name: &Name) -> Result<Option<ReplicateRecord>, ApiError> {
         let Some(kept) = self.cluster.mirrors.get(name) else { return Ok(None) };
         let request = Request::Outdate { volume: name.clone(), epoch: self.epoch_of(name) };
-        self.tell_replica(name, &kept, request).await.map_err(|error| {
+        let told = self.tell_replica(name, &kept, request).await;
+        // One that is not current has been told, or never was so.
+        let counts = matches!(kept.mirror.status().state, MirrorState::Current | MirrorState::Away);
+        told.or_else(|error| if counts { Err(error) } else { Ok(()) }).map_err(|error| {
             error.hint(format!(
                 "see that it can be reached, or end the replica: brant volume replicate {name} --stop --force"
             ))
@@ -346,6 +352,9 @@ impl Node {
 
     /// Lets a volume go that another member has taken over. What was written here and is not there is kept with the deleted volume.
     pub(super) async fn step_down(self: &Arc<Self>, name: &Name, home: EndpointId, epoch: u64) -> Result<(), ApiError> {
+        if epoch <= self.epoch_of(name) {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is in a later epoch here")));
+        }
         let Some(kept) = self.cluster.mirrors.remove(name) else { return Ok(()) };
         // Whoever uses it here must not go on with a disk that may have been changed elsewhere.
         kept.mirror.abandon(true);

@@ -60,10 +60,12 @@ fn judge(
         Err(ApiError::new(ErrorCode::Conflict, message)
             .hint("what was written last may be lost: --accept-loss takes that"))
     };
-    if let Some(known) = known
-        && (known.epoch > epoch || (known.epoch == epoch && known.home != member))
-    {
+    if let Some(known) = known.filter(|known| known.epoch > epoch) {
         return Ok(Verdict::Elsewhere(known.home, known.epoch));
+    }
+    if known.is_some_and(|known| known.epoch == epoch && known.home != member) {
+        return Err(ApiError::new(ErrorCode::Conflict, format!("the witness knows another volume {volume}"))
+            .hint("two members have a volume of this name: see brant volume list at each"));
     }
     let record = |outdated| Verdict::Record(WitnessRecord { home: member, epoch, replica, outdated });
     match testimony {
@@ -120,5 +122,12 @@ mod tests {
         assert_eq!(said(&mut known, A, 3, Testimony::Outdated), Ok(true));
         assert_eq!(said(&mut known, B, 4, Testimony::ClaimWithLoss), Ok(true));
         assert_eq!(said(&mut known, A, 3, Testimony::Outdated), Ok(false));
+    }
+
+    #[test]
+    fn another_volume_of_the_same_name_is_not_taken_for_one_that_was_taken_over() {
+        let mut known = None;
+        assert_eq!(said(&mut known, A, 0, Testimony::Current), Ok(true));
+        assert_eq!(said(&mut known, EndpointId([3; 32]), 0, Testimony::Current), Err(()));
     }
 }

@@ -240,7 +240,9 @@ fn a_volume_that_is_taken_keeps_its_replica_and_what_cannot_be_is_refused() -> R
     ledger.goes_on(100)?;
     wait_for_state(&members.b, "vm", "current")?;
     ensure!(members.b.json(&["volume", "show", "vm"])?["replication"]["to"] == "a");
-    ensure!(members.a.json(&["volume", "replicas"])?[0]["current"] == true);
+    wait::until("the replica knows it", || {
+        Ok((members.a.json(&["volume", "replicas"])?[0]["current"] == true).then_some(()))
+    })?;
     ensure!(members.b.json(&["volume", "replicas"])?.as_array().is_some_and(Vec::is_empty));
     let come = ledger.end();
     ensure!(come_to(&uri)? == come);

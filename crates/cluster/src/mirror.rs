@@ -101,6 +101,8 @@ struct State {
     line: Option<Line>,
     /// The number of the last change, over all lines.
     last: u64,
+    /// The number with which the replica was told that it is current.
+    told: u64,
     closed: bool,
     /// How often whoever waited was told not to.
     abandoned: u64,
@@ -133,7 +135,7 @@ impl Mirror {
     /// Nothing was changed yet. `current` is what was recorded.
     #[must_use]
     pub fn new(volume: Name, terms: Terms, current: bool) -> Arc<Self> {
-        let state = State { current, connected: false, line: None, last: 0, closed: false, abandoned: 0 };
+        let state = State { current, connected: false, line: None, last: 0, told: 0, closed: false, abandoned: 0 };
         Arc::new(Self { volume, terms, state: Mutex::new(state), moved: Condvar::new(), entered: Notify::new() })
     }
 
@@ -145,18 +147,27 @@ impl Mirror {
     #[must_use]
     pub fn status(&self) -> MirrorStatus {
         let state = self.state();
+        let line = state.line.as_ref();
+        // It can take over once it knows that it is current.
+        let knows = line.is_none_or(|line| line.has(state.told));
         let kind = match (state.current, state.connected) {
+            (true, true) if !knows => MirrorState::Syncing,
             (true, true) => MirrorState::Current,
             (true, false) => MirrorState::Away,
             (false, true) => MirrorState::Syncing,
             (false, false) => MirrorState::Behind,
         };
-        let line = state.line.as_ref();
         MirrorStatus {
             state: kind,
             lag_bytes: line.map_or(0, Line::lag_bytes),
             lag: line.and_then(Line::waiting_since).map_or(Duration::ZERO, |since| since.elapsed()),
         }
+    }
+
+    /// Whether nothing may be answered that the replica lacks, also where it does not know yet.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.state().current
     }
 
     /// Goes on without the replica, after that was recorded.
@@ -319,7 +330,7 @@ impl Mirror {
         host.set_current(true).await.map_err(MirrorError::Record)?;
         let mut state = self.state();
         state.current = true;
-        self.enter(&mut state, bare(Operation::Current, 0));
+        state.told = self.enter(&mut state, bare(Operation::Current, 0));
         drop(state);
         tracing::info!(volume = %self.volume, "a replica is current");
         Ok(())

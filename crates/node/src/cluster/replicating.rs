@@ -283,7 +283,7 @@ impl Node {
         let told =
             self.tell_replica(name, &kept, Request::Dismiss { volume: name.clone(), epoch: self.epoch_of(name) });
         let told = told.await;
-        let counts = matches!(kept.mirror.status().state, MirrorState::Current | MirrorState::Away);
+        let counts = kept.mirror.is_current();
         if let Err(error) = told
             && counts
             && !force
@@ -323,7 +323,7 @@ impl Node {
         let request = Request::Outdate { volume: name.clone(), epoch: self.epoch_of(name) };
         let told = self.tell_replica(name, &kept, request).await;
         // One that is not current has been told, or never was so.
-        let counts = matches!(kept.mirror.status().state, MirrorState::Current | MirrorState::Away);
+        let counts = kept.mirror.is_current();
         told.or_else(|error| if counts { Err(error) } else { Ok(()) }).map_err(|error| {
             error.hint(format!(
                 "see that it can be reached, or end the replica: brant volume replicate {name} --stop --force"

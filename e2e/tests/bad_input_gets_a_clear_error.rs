@@ -284,11 +284,7 @@ fn a_wrong_token_is_refused_and_so_is_a_strangers_publish() {
 #[test]
 fn a_full_disk_stops_an_import_and_a_guest_and_when_there_is_room_both_go_on() {
     let world = World::new(e2e::brant()).expect("a world");
-    if !xtask::setup::is_root() {
-        println!("{SKIP_MARK}a full disk: needs root, to mount a small tmpfs");
-        return;
-    }
-    let small = SmallDisk::mount(world.path("small"), 200).expect("a small disk");
+    let Some(small) = SmallDisk::mount_or_skip(world.path("small"), 200).expect("a small disk") else { return };
     let mut node = world.start_node_in("n", &small.path().join("node")).expect("a node");
     node.brant(&["bucket", "create", "b"]).expect("a bucket");
     let disk = imported(&world, &node, "b/disk", 1);
@@ -325,11 +321,7 @@ fn a_full_disk_stops_an_import_and_a_guest_and_when_there_is_room_both_go_on() {
 #[test]
 fn a_clone_on_a_full_disk_is_read_all_the_same() {
     let mut pair = Pair::new().expect("two nodes and an Indexer");
-    if !xtask::setup::is_root() {
-        println!("{SKIP_MARK}a full disk: needs root, to mount a small tmpfs");
-        return;
-    }
-    let small = SmallDisk::mount(pair.world.path("small"), 200).expect("a small disk");
+    let Some(small) = SmallDisk::mount_or_skip(pair.world.path("small"), 200).expect("a small disk") else { return };
     let bob = pair.world.add_account("robert").expect("an account");
     pair.b = pair.world.start_node_in("b", &small.path().join("node")).expect("a node");
     pair.b.login(&pair.indexer, &bob).expect("logged in");

@@ -6,21 +6,17 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use swarm::transport::{ReceiveStream, SendStream, TransportError};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::spawn_blocking;
 use tokio_util::sync::CancellationToken;
 use volume::{BlockDevice, DeviceError};
 
-use crate::frame::{Operation, Outcome, REQUEST_BYTES, ReplyFrame, RequestFrame};
+use crate::frame::{Operation, Outcome, ReplyFrame, RequestFrame};
 use crate::message::{self, Refusal, Reply, Request};
-use crate::service::ServiceError;
+use crate::service::{Incoming, ServiceError};
 
 /// How many changes wait to be made at most.
 const CHANGES: usize = 256;
-
-/// The unit in which data in memory are counted, and how many of them may wait.
-const UNIT_BYTES: u64 = 64 << 10;
-const UNITS: u32 = 1024;
 
 /// Where a replica stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +106,7 @@ pub(crate) async fn follow(
     };
     let receiving = async move {
         tokio::select! {
-            outcome = receive_changes(&mut *receive, &changes) => outcome,
+            outcome = receive_changes(Incoming::new(receive), &changes) => outcome,
             () = mine.cancelled() => Err(ServiceError::Superseded),
         }
     };
@@ -158,17 +154,9 @@ async fn prepare(
     Ok(device.map(|device| (device, consistent)))
 }
 
-async fn receive_changes(receive: &mut dyn ReceiveStream, changes: &mpsc::Sender<Change>) -> Result<(), ServiceError> {
-    let units = Arc::new(Semaphore::new(UNITS as usize));
-    while let Some(head) = receive.receive(REQUEST_BYTES).await? {
-        let frame = RequestFrame::decode(&head)?;
-        let wanted = u32::try_from((frame.payload_bytes() as u64).div_ceil(UNIT_BYTES)).unwrap_or(UNITS).min(UNITS);
-        let unit = Arc::clone(&units).acquire_many_owned(wanted).await.map_err(|_| TransportError::Closed)?;
-        let data = match frame.payload_bytes() {
-            0 => Bytes::new(),
-            length => receive.receive(length).await?.ok_or(TransportError::Framing)?,
-        };
-        if changes.send((frame, data, unit)).await.is_err() {
+async fn receive_changes(mut incoming: Incoming, changes: &mpsc::Sender<Change>) -> Result<(), ServiceError> {
+    while let Some(change) = incoming.next().await? {
+        if changes.send(change).await.is_err() {
             return Ok(());
         }
     }

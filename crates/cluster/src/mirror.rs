@@ -45,7 +45,10 @@ pub trait MirrorHost: Send + Sync + Debug {
     fn connect(&self) -> BoxFuture<'_, Result<Arc<dyn Connection>, AskError>>;
 
     /// How often the volume was given.
-    fn epoch(&self) -> u64;
+    ///
+    /// # Errors
+    /// Where that cannot be told now.
+    fn epoch(&self) -> Result<u64, String>;
 
     /// Records durably whether the replica is current; if it is, at the witness first.
     fn set_current(&self, current: bool) -> BoxFuture<'_, Result<(), String>>;
@@ -125,7 +128,7 @@ enum MirrorError {
     Unexpected,
     #[error("it does not answer")]
     TimedOut,
-    #[error("it could not be recorded: {0}")]
+    #[error("what is recorded of it cannot be read or changed: {0}")]
     Record(String),
     #[error("another member has taken the volume over")]
     Superseded { home: EndpointId, epoch: u64 },
@@ -235,7 +238,8 @@ impl Mirror {
         let connection = timeout(GREETING, host.connect()).await.map_err(silent)??;
         let (mut send, mut receive) = timeout(GREETING, connection.open()).await.map_err(silent)??;
         let line = self.state().line.as_ref().map(|line| line.id);
-        let (volume, epoch, terms) = (self.volume.clone(), host.epoch(), self.terms);
+        let epoch = host.epoch().map_err(MirrorError::Record)?;
+        let (volume, terms) = (self.volume.clone(), self.terms);
         message::send(&mut *send, &message::Request::Replicate { volume, epoch, terms, line }).await?;
         let reply = timeout(GREETING, message::receive::<Reply>(&mut *receive)).await.map_err(silent)??;
         let applied = match reply {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::{Bytes, BytesMut};
 use futures_util::future::BoxFuture;
 use swarm::transport::{Connection, ReceiveStream, SendStream, Stream, TransportError};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 use types::{EndpointId, Name};
@@ -95,6 +95,22 @@ struct Turn {
     serving: Arc<tokio::sync::Mutex<()>>,
 }
 
+/// A turn that is being served; given back when dropped.
+struct Serving<'s> {
+    service: &'s Service,
+    who: Who,
+    /// Cancelled when a later session waits.
+    mine: CancellationToken,
+    held: Option<OwnedMutexGuard<()>>,
+}
+
+impl Drop for Serving<'_> {
+    fn drop(&mut self) {
+        drop(self.held.take());
+        self.service.give_turn_back(&self.who);
+    }
+}
+
 /// Serves members.
 #[derive(Debug)]
 pub struct Service {
@@ -163,7 +179,13 @@ impl Service {
         }
     }
 
-    /// Takes the turn of a member with a volume: the session before ends.
+    /// Takes the turn of a member with a volume, and waits until the session before has ended.
+    async fn turn(&self, who: Who) -> Result<Serving<'_>, ServiceError> {
+        let (mine, serving) = self.take_turn(&who);
+        let serving = Serving { service: self, who, mine, held: Some(serving.lock_owned().await) };
+        if serving.mine.is_cancelled() { Err(ServiceError::Superseded) } else { Ok(serving) }
+    }
+
     fn take_turn(&self, who: &Who) -> (CancellationToken, Arc<tokio::sync::Mutex<()>>) {
         let mut turns = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
         let turn = turns.entry(who.clone()).or_default();
@@ -190,26 +212,15 @@ impl Service {
         line: Option<u64>,
         (mut send, receive): Stream,
     ) -> Result<(), ServiceError> {
-        let who = (member, asked.volume.clone(), Doing::Replicating);
-        let (mine, serving) = self.take_turn(&who);
-        let turn = serving.lock_owned().await;
-        let followed = async {
-            if mine.is_cancelled() {
-                return Err(ServiceError::Superseded);
+        let turn = self.turn((member, asked.volume.clone(), Doing::Replicating)).await?;
+        match self.home.replica(member, asked).await {
+            Ok(replica) => copying::follow(replica, line, send, receive, &turn.mine).await,
+            Err(reply) => {
+                message::send(&mut *send, &reply).await?;
+                send.finish();
+                Ok(())
             }
-            match self.home.replica(member, asked).await {
-                Ok(replica) => copying::follow(replica, line, send, receive, &mine).await,
-                Err(reply) => {
-                    message::send(&mut *send, &reply).await?;
-                    send.finish();
-                    Ok(())
-                }
-            }
-        };
-        let outcome = followed.await;
-        drop(turn);
-        self.give_turn_back(&who);
-        outcome
+        }
     }
 
     async fn device(
@@ -219,31 +230,46 @@ impl Service {
         mut send: Box<dyn SendStream>,
         receive: Box<dyn ReceiveStream>,
     ) -> Result<(), ServiceError> {
-        let who = (member, volume.clone(), Doing::Using);
-        let (mine, serving) = self.take_turn(&who);
-        let turn = serving.lock_owned().await;
-        let served = async {
-            if mine.is_cancelled() {
-                return Err(ServiceError::Superseded);
+        let turn = self.turn((member, volume.clone(), Doing::Using)).await?;
+        let home = Arc::clone(&self.home);
+        let opened = spawn_blocking(move || home.open(&volume)).await;
+        let Opened { device, epoch, since } = match opened.map_err(|_| TransportError::Closed)? {
+            Ok(opened) => opened,
+            Err(refusal) => {
+                message::send(&mut *send, &Reply::Refused(refusal)).await?;
+                send.finish();
+                return Ok(());
             }
-            let (home, name) = (Arc::clone(&self.home), volume.clone());
-            let opened = spawn_blocking(move || home.open(&name)).await;
-            let Opened { device, epoch, since } = match opened.map_err(|_| TransportError::Closed)? {
-                Ok(opened) => opened,
-                Err(refusal) => {
-                    message::send(&mut *send, &Reply::Refused(refusal)).await?;
-                    send.finish();
-                    return Ok(());
-                }
-            };
-            let opened = Reply::Opened { size_bytes: device.size_bytes(), epoch, boot: self.home.boot(), since };
-            message::send(&mut *send, &opened).await?;
-            session(device, send, receive, &mine).await
         };
-        let outcome = served.await;
-        drop(turn);
-        self.give_turn_back(&who);
-        outcome
+        let opened = Reply::Opened { size_bytes: device.size_bytes(), epoch, boot: self.home.boot(), since };
+        message::send(&mut *send, &opened).await?;
+        session(device, send, receive, &turn.mine).await
+    }
+}
+
+/// Takes requests with their data from a stream; what is in memory of them is bounded.
+pub(crate) struct Incoming {
+    receive: Box<dyn ReceiveStream>,
+    units: Arc<Semaphore>,
+}
+
+impl Incoming {
+    pub(crate) fn new(receive: Box<dyn ReceiveStream>) -> Self {
+        Self { receive, units: Arc::new(Semaphore::new(UNITS as usize)) }
+    }
+
+    /// The next request, what a write carries, and what is to be held for as long as its data, or those of its answer, are in memory.
+    pub(crate) async fn next(&mut self) -> Result<Option<(RequestFrame, Bytes, OwnedSemaphorePermit)>, ServiceError> {
+        let Some(head) = self.receive.receive(REQUEST_BYTES).await? else { return Ok(None) };
+        let frame = RequestFrame::decode(&head)?;
+        let carried = if matches!(frame.operation, Operation::Read | Operation::Write) { frame.length } else { 0 };
+        let wanted = u32::try_from(carried.div_ceil(UNIT_BYTES)).unwrap_or(UNITS).min(UNITS);
+        let unit = Arc::clone(&self.units).acquire_many_owned(wanted).await.map_err(|_| TransportError::Closed)?;
+        let data = match frame.payload_bytes() {
+            0 => Bytes::new(),
+            length => self.receive.receive(length).await?.ok_or(TransportError::Framing)?,
+        };
+        Ok(Some((frame, data, unit)))
     }
 }
 
@@ -254,29 +280,19 @@ type Answer = (ReplyFrame, Bytes);
 async fn session(
     device: Arc<dyn BlockDevice>,
     send: Box<dyn SendStream>,
-    mut receive: Box<dyn ReceiveStream>,
+    receive: Box<dyn ReceiveStream>,
     mine: &CancellationToken,
 ) -> Result<(), ServiceError> {
     let (answers, answered) = mpsc::channel(REPLIES);
     let (mut reads, mut changes) = (JoinSet::new(), JoinSet::new());
     let sending = tokio::spawn(send_answers(send, answered));
-    let (places, units) = (Arc::new(Semaphore::new(OPERATIONS)), Arc::new(Semaphore::new(UNITS as usize)));
+    let (places, mut incoming) = (Arc::new(Semaphore::new(OPERATIONS)), Incoming::new(receive));
     let receiving = async {
-        loop {
-            let Some(head) = receive.receive(REQUEST_BYTES).await? else { return Ok(()) };
-            let frame = RequestFrame::decode(&head)?;
+        while let Some((frame, data, unit)) = incoming.next().await? {
             if frame.operation.is_for_replicas() {
                 return Err(FrameError.into());
             }
-            let carried = if matches!(frame.operation, Operation::Read | Operation::Write) { frame.length } else { 0 };
-            let wanted = u32::try_from(carried.div_ceil(UNIT_BYTES)).unwrap_or(UNITS).min(UNITS);
-            let closed = |_| TransportError::Closed;
-            let unit = Arc::clone(&units).acquire_many_owned(wanted).await.map_err(closed)?;
-            let place = Arc::clone(&places).acquire_owned().await.map_err(closed)?;
-            let data = match frame.payload_bytes() {
-                0 => Bytes::new(),
-                length => receive.receive(length).await?.ok_or(TransportError::Framing)?,
-            };
+            let place = Arc::clone(&places).acquire_owned().await.map_err(|_| TransportError::Closed)?;
             let under_way = if frame.operation == Operation::Read { &mut reads } else { &mut changes };
             while under_way.try_join_next().is_some() {}
             let (device, answers) = (Arc::clone(&device), answers.clone());
@@ -287,6 +303,7 @@ async fn session(
                 drop((unit, place));
             });
         }
+        Ok(())
     };
     let outcome = tokio::select! {
         outcome = receiving => outcome,

@@ -203,8 +203,9 @@ impl Node {
         }
         let left = self.leave_replica(name).await?;
         let given = self.give_now(to, &volume, left.map(|left| Replicate { to: left.to, terms: left.terms })).await;
-        if given.is_err() {
-            self.resume_mirror(&volume, left);
+        if let (Err(_), Some(left)) = (&given, left) {
+            // It was left behind for nothing.
+            self.begin_mirror(&volume, left);
         }
         given
     }

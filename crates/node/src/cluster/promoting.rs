@@ -111,11 +111,8 @@ impl Node {
         doubts: &mut Vec<String>,
     ) -> Result<(), ApiError> {
         let Some(witness) = record.terms.witness else { return Ok(()) };
-        let ask = async |testimony| {
-            let (volume, epoch) = (name.clone(), record.epoch + 1);
-            let request = Request::Witness { volume, epoch, replica: self.swarm.endpoint(), testimony };
-            self.cluster.peers.ask(witness, &request, ANSWER).await
-        };
+        let (epoch, mine) = (record.epoch + 1, self.swarm.endpoint());
+        let ask = async |testimony| self.ask_witness(witness, name, epoch, mine, testimony).await;
         let mut reply = if doubts.is_empty() { Some(ask(Testimony::Claim).await) } else { None };
         let refused = match &reply {
             Some(Err(cluster::AskError::Refused(refusal))) => Some(refusal.message.clone()),

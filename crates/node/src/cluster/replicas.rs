@@ -257,7 +257,7 @@ impl Node {
         let refused = |error: ApiError| Reply::Refused(refusal(error));
         let Asked { volume: name, epoch, terms } = asked;
         if self.volumes.get(&name).is_some() {
-            let mine = self.epoch_of(&name);
+            let mine = self.epoch_of(&name).map_err(refused)?;
             if mine > epoch {
                 return Err(Reply::Elsewhere { home: self.swarm.endpoint(), epoch: mine });
             }

@@ -83,15 +83,10 @@ impl MirrorOf {
     /// Has the witness record something.
     async fn testify(&self, testimony: Testimony) -> Result<(), String> {
         let (node, Some(witness)) = (self.node()?, self.terms.witness) else { return Ok(()) };
-        let request = Request::Witness {
-            volume: self.volume.clone(),
-            epoch: node.epoch_of(&self.volume),
-            replica: self.to,
-            testimony,
-        };
-        match node.cluster.peers.ask(witness, &request, ANSWER).await {
+        let mine = self.epoch()?;
+        match node.ask_witness(witness, &self.volume, mine, self.to, testimony).await {
             Ok(Reply::Settled) => Ok(()),
-            Ok(Reply::Elsewhere { home, epoch }) if epoch > self.epoch() => {
+            Ok(Reply::Elsewhere { home, epoch }) if epoch > mine => {
                 self.superseded(home, epoch).await;
                 Err("another member has taken the volume over".to_owned())
             }
@@ -109,8 +104,8 @@ impl MirrorHost for MirrorOf {
         })
     }
 
-    fn epoch(&self) -> u64 {
-        self.node().map_or(0, |node| node.epoch_of(&self.volume))
+    fn epoch(&self) -> Result<u64, String> {
+        self.node()?.epoch_of(&self.volume).map_err(|error| error.to_string())
     }
 
     fn set_current(&self, current: bool) -> BoxFuture<'_, Result<(), String>> {
@@ -161,8 +156,22 @@ impl MirrorHost for MirrorOf {
 }
 
 impl Node {
-    pub(super) fn epoch_of(&self, volume: &Name) -> u64 {
-        self.home_record(volume).ok().flatten().map_or(0, |home| home.epoch)
+    /// How often a volume was given that is here.
+    pub(super) fn epoch_of(&self, volume: &Name) -> Result<u64, ApiError> {
+        Ok(self.home_record(volume)?.map_or(0, |home| home.epoch))
+    }
+
+    /// Has a witness record something of a replica.
+    pub(super) async fn ask_witness(
+        &self,
+        witness: EndpointId,
+        volume: &Name,
+        epoch: u64,
+        replica: EndpointId,
+        testimony: Testimony,
+    ) -> Result<Reply, AskError> {
+        let request = Request::Witness { volume: volume.clone(), epoch, replica, testimony };
+        self.cluster.peers.ask(witness, &request, ANSWER).await
     }
 
     /// Goes on with the replicas of the volumes that are here. Called before anybody can write to them.
@@ -280,12 +289,8 @@ impl Node {
         let Some(kept) = self.cluster.mirrors.get(name) else {
             return Err(not_found("replica of", name).hint(format!("see: brant volume show {name}")));
         };
-        let told =
-            self.tell_replica(name, &kept, Request::Dismiss { volume: name.clone(), epoch: self.epoch_of(name) });
-        let told = told.await;
-        let counts = kept.mirror.is_current();
-        if let Err(error) = told
-            && counts
+        let request = Request::Dismiss { volume: name.clone(), epoch: self.epoch_of(name)? };
+        if let Err(error) = self.tell_replica(name, &kept, request).await
             && !force
         {
             return Err(error.hint(format!(
@@ -297,7 +302,7 @@ impl Node {
         blocking(move || node.store.roots().apply(vec![(key, None)]).map_err(store_error)).await
     }
 
-    /// Has the replica, or else the witness, record that what follows is answered without it.
+    /// Has the replica, or else the witness, record that what follows is answered without it. One that is not current need not be told.
     async fn tell_replica(&self, name: &Name, kept: &Kept, request: Request) -> Result<(), ApiError> {
         let reply = self.cluster.peers.ask(kept.to, &request, ANSWER).await;
         let member = self.cluster.moves.name_of(kept.to);
@@ -308,10 +313,11 @@ impl Node {
                 ApiError::new(ErrorCode::Unreachable, format!("{member}, which keeps the replica of {name}: {error}"))
             }
         };
+        if !kept.mirror.is_current() {
+            return Ok(());
+        }
         let Some(witness) = kept.terms.witness else { return Err(error) };
-        let (volume, epoch) = (name.clone(), self.epoch_of(name));
-        let request = Request::Witness { volume, epoch, replica: kept.to, testimony: Testimony::Outdated };
-        match self.cluster.peers.ask(witness, &request, ANSWER).await {
+        match self.ask_witness(witness, name, self.epoch_of(name)?, kept.to, Testimony::Outdated).await {
             Ok(Reply::Settled) => Ok(()),
             _ => Err(error),
         }
@@ -320,11 +326,8 @@ impl Node {
     /// Leaves the replica of a volume behind, as its home is about to change: who becomes the home makes it anew.
     pub(super) async fn leave_replica(self: &Arc<Self>, name: &Name) -> Result<Option<ReplicateRecord>, ApiError> {
         let Some(kept) = self.cluster.mirrors.get(name) else { return Ok(None) };
-        let request = Request::Outdate { volume: name.clone(), epoch: self.epoch_of(name) };
-        let told = self.tell_replica(name, &kept, request).await;
-        // One that is not current has been told, or never was so.
-        let counts = kept.mirror.is_current();
-        told.or_else(|error| if counts { Err(error) } else { Ok(()) }).map_err(|error| {
+        let request = Request::Outdate { volume: name.clone(), epoch: self.epoch_of(name)? };
+        self.tell_replica(name, &kept, request).await.map_err(|error| {
             error.hint(format!(
                 "see that it can be reached, or end the replica: brant volume replicate {name} --stop --force"
             ))
@@ -336,13 +339,6 @@ impl Node {
         Ok(Some(record))
     }
 
-    /// Begins again with a replica that was left behind for nothing.
-    pub(super) fn resume_mirror(self: &Arc<Self>, volume: &Arc<Volume>, record: Option<ReplicateRecord>) {
-        if let Some(record) = record {
-            self.begin_mirror(volume, record);
-        }
-    }
-
     /// An error where a replica is kept of a volume, which `what` would have to be told of.
     pub(crate) fn check_not_replicated(&self, name: &Name, what: &str) -> Result<(), ApiError> {
         let Some(kept) = self.cluster.mirrors.get(name) else { return Ok(()) };
@@ -352,7 +348,7 @@ impl Node {
 
     /// Lets a volume go that another member has taken over. What was written here and is not there is kept with the deleted volume.
     pub(super) async fn step_down(self: &Arc<Self>, name: &Name, home: EndpointId, epoch: u64) -> Result<(), ApiError> {
-        if epoch <= self.epoch_of(name) {
+        if epoch <= self.epoch_of(name)? {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is in a later epoch here")));
         }
         let Some(kept) = self.cluster.mirrors.remove(name) else { return Ok(()) };

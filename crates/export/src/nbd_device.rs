@@ -3,7 +3,7 @@
 //!
 //! A device has one connection. When it dies, the driver keeps what was not answered, for as long as it is told to, and sends
 //! it again over the next one: a request that it had sent already when that request's timer runs out the next time
-//! ([`TIMER`]), all others at once. So no request of a user fails because a server has gone. The driver gives up requests
+//! (five seconds), all others at once. So no request of a user fails because a server has gone. The driver gives up requests
 //! that take longer than a time-out; the time-out is set to none. A device is known by a text that the driver keeps and shows
 //! (`backend`), never remembered.
 

@@ -119,6 +119,28 @@ fn a_volume_is_reverted_where_nobody_uses_it_and_that_can_be_taken_back() {
 }
 
 #[test]
+fn a_snapshot_that_is_attached_before_it_is_sealed_stays_readable() {
+    let (_world, node, _) = node_with_volume();
+    // So much that sealing takes longer than attaching.
+    node.brant(&["volume", "create", "large", "--size", "128MiB"]).expect("a volume");
+    let disk = Disk::random(2, 128 << 20);
+    write_disk(&attach(&node, "large").expect("attached"), 0, &disk.0).expect("written");
+    let taken = node.json(&["snapshot", "create", "large", "vms/early"]).expect("a snapshot");
+    let path = format!("vms/early@{}", taken["version"]);
+    let uri = attach(&node, &path).expect("attached");
+    let before = connect(&uri).expect("a client");
+    wait::until("the snapshot is sealed", || {
+        let shown = node.json(&["snapshot", "show", &path])?;
+        Ok(shown["id"].is_string().then_some(()))
+    })
+    .expect("sealed");
+    let mut first = vec![0; 4096];
+    before.read_at(0, &mut first).expect("what was connected before goes on");
+    assert!(first == disk.0[..4096]);
+    assert!(read_disk(&uri).expect("so does who comes later").0 == disk.0);
+}
+
+#[test]
 fn what_differs_is_told_of_versions_and_volumes() {
     let (_world, node, _) = node_with_volume();
     let first = snapshot(&node, "web");

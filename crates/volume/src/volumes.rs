@@ -388,7 +388,8 @@ impl Volumes {
         self.erase(&changing, &volume)
     }
 
-    /// Lets go of a frozen disk; layers that nothing else refers to are deleted.
+    /// Lets go of a frozen disk; layers that nothing else refers to are deleted. Who still has one that is sealed reads it from its
+    /// tree for as long as the store keeps that; of one that is not, all requests fail from now on.
     ///
     /// # Errors
     /// A frozen disk that is not there, or a store that fails.
@@ -401,7 +402,9 @@ impl Volumes {
         let removal = Self::removal(&kept, freed);
         changes.extend(removal.changes.iter().cloned());
         self.context.store.roots().apply(changes)?;
-        frozen.cell.close();
+        if frozen.sealed().is_none() {
+            frozen.cell.close();
+        }
         self.registry.write().frozen.remove(&id);
         self.let_go(&changing, removal);
         Ok(())

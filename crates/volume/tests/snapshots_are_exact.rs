@@ -137,6 +137,26 @@ fn a_clone_outlives_its_source() {
 }
 
 #[test]
+fn whoever_reads_one_goes_on_once_it_is_sealed_and_forgotten() {
+    let node = Node::new();
+    let volumes = node.open();
+    let disk = volumes.create(&name("a"), 1 << 20).unwrap();
+    let data = noise(1, 1 << 20);
+    disk.write(0, &data, Durability::Process).unwrap();
+    let [sealed, dropped] =
+        [(); 2].map(|()| volumes.freeze(std::slice::from_ref(&disk), |_| Vec::new()).unwrap().remove(0));
+    disk.write(0, &noise(2, 1 << 20), Durability::Process).unwrap();
+    run(volumes.seal(sealed.id(), &Progress::default())).unwrap();
+    for frozen in [&sealed, &dropped] {
+        volumes.forget_frozen(frozen.id()).unwrap();
+        assert!(volumes.frozen(frozen.id()).is_none());
+    }
+    run(volumes.fold(&disk, &Progress::default())).unwrap();
+    assert!(read_all(&*sealed) == data);
+    assert!(matches!(run(dropped.read(0, BLOCK)), Err(DeviceError::Closed)), "what it was is nowhere any more");
+}
+
+#[test]
 fn the_largest_disk_costs_what_is_written() {
     let node = Node::new();
     let volumes = node.open();

@@ -1,6 +1,7 @@
 //! A node's volumes as an operator handles them: deleting and taking back, reverting, comparing and growing, with the
 //! attachments that there are and across `kill -9`.
 
+use capture::ForeignDisk as _;
 use e2e::{attach, connect, read_disk, write_disk};
 use serde_json::Value;
 use testkit::{Disk, Node, World, wait};

@@ -146,11 +146,23 @@ async fn prepare(
         }
         message::send(send, &Reply::Ready).await?;
     }
-    let Request::Continue { consistent, .. } = message::receive::<Request>(receive).await? else {
+    let Request::Continue { from, consistent } = message::receive::<Request>(receive).await? else {
         return Err(ServiceError::Replica);
     };
-    let (going_on, again) = (Arc::clone(replica), applied.is_none());
-    let device = spawn_blocking(move || going_on.go_on(again)).await.map_err(|_| TransportError::Closed)?;
+    let (replica, again) = (Arc::clone(replica), applied.is_none());
+    let going_on = move || {
+        let device = replica.go_on(again)?;
+        // Where nothing is to be made once more, no change may follow that says so.
+        if let Some(before) = from.checked_sub(1).filter(|before| *before >= consistent) {
+            replica.reached(before, true).map_err(|error| Refusal {
+                code: "internal".to_owned(),
+                message: error.to_string(),
+                hint: None,
+            })?;
+        }
+        Ok(device)
+    };
+    let device = spawn_blocking(going_on).await.map_err(|_| TransportError::Closed)?;
     Ok(device.map(|device| (device, consistent)))
 }
 

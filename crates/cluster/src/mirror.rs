@@ -151,8 +151,8 @@ impl Mirror {
     pub fn status(&self) -> MirrorStatus {
         let state = self.state();
         let line = state.line.as_ref();
-        // It can take over once it knows that it is current.
-        let knows = line.is_none_or(|line| line.has(state.told));
+        // It can take over once it knows that it is current, and is some moment of the volume.
+        let knows = line.is_some_and(|line| line.has(state.told) && line.is_consistent());
         let kind = match (state.current, state.connected) {
             (true, true) if !knows => MirrorState::Syncing,
             (true, true) => MirrorState::Current,
@@ -259,6 +259,8 @@ impl Mirror {
             state.connected = true;
             state.line.as_mut().ok_or(MirrorError::Unexpected)?.rewind(applied)
         };
+        // The replica may have more than it could say before, and nothing else may follow that it has to answer.
+        self.moved.notify_all();
         message::send(&mut *send, &message::Request::Continue { from, consistent }).await?;
         self.entered.notify_one();
         tokio::select! {
@@ -365,7 +367,8 @@ impl Observer for Mirror {
                 // One that is longer than that passes alone.
                 line.lag_bytes() > 0 && line.lag_bytes() + bytes > most_bytes || line.bytes() > 2 * most_bytes
             };
-            if !state.line.as_ref().is_some_and(full) {
+            // While the replica counts as current and nothing is kept for it, as after a restart, no bound would hold.
+            if !state.line.as_ref().map_or(state.current, full) {
                 return Ok(());
             }
             state = self.wait(state);

@@ -32,7 +32,12 @@ fn replicated(members: &Members, arguments: &[&str]) -> Result<()> {
 fn a_home_that_is_lost_loses_nothing_with_sync_and_the_roles_change_there_and_back() -> Result<()> {
     let mut members = Members::new()?;
     replicated(&members, &["--mode", "sync"])?;
+    for member in [&members.a, &members.b] {
+        member.brant(&["bucket", "create", "vms"])?;
+    }
     members.a.brant(&["volume", "label", "vm", "owner=alice"])?;
+    members.a.brant(&["volume", "schedule", "vm", "--every", "1w", "--into", "vms/vm", "--keep", "4w"])?;
+    members.a.brant(&["volume", "protect", "vm", "--for", "2h"])?;
     let ledger = Ledger::start(&attach(&members.a, "vm")?, 0);
     ledger.goes_on(500)?;
     let early = members.b.try_brant(&["volume", "promote", "vm"])?.failed_with(4)?;
@@ -43,6 +48,9 @@ fn a_home_that_is_lost_loses_nothing_with_sync_and_the_roles_change_there_and_ba
 
     let promoted = members.b.json(&["volume", "promote", "vm"])?;
     ensure!(promoted["lossless"] == true, "{promoted}");
+    let shown = members.b.json(&["volume", "show", "vm"])?;
+    ensure!(shown["labels"]["owner"] == "alice" && shown["schedule"]["into"] == "vms/vm", "{shown}");
+    ensure!(shown["schedule"]["keep"] == "4w" && shown["rewind"]["for_ms"] == 7_200_000, "{shown}");
     let uri = attach(&members.b, "vm")?;
     let come = come_to(&uri)?;
     ensure!(come == answered || come == answered + 1, "{come} of {answered}");

@@ -33,7 +33,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 32] = [
+pub const TARGETS: [Target; 33] = [
     Target { name: "chunk", run: objects::chunk, seeds: objects::chunk_seeds },
     Target { name: "node", run: objects::node, seeds: objects::node_seeds },
     Target { name: "manifest", run: objects::manifest, seeds: objects::manifest_seeds },
@@ -59,6 +59,7 @@ pub const TARGETS: [Target; 32] = [
     Target { name: "swarm_reply", run: peers::reply, seeds: peers::reply_seeds },
     Target { name: "cluster_request", run: members::request, seeds: members::request_seeds },
     Target { name: "cluster_reply", run: members::reply, seeds: members::reply_seeds },
+    Target { name: "cluster_settings", run: members::set, seeds: members::set_seeds },
     Target { name: "cluster_frames", run: members::frames, seeds: members::frames_seeds },
     Target { name: "image", run: images::image, seeds: images::image_seeds },
     Target { name: "definition", run: definitions::definition, seeds: definitions::definition_seeds },

@@ -1,7 +1,8 @@
 //! What the members of a cluster send each other.
 
 use cluster::message::{
-    Given, MAX_MESSAGE_BYTES, Offered, Place, Refusal, Replicate, Reply, Request, Schedule, Terms, Testimony, decode,
+    Given, MAX_MESSAGE_BYTES, Offered, Place, Protection, Refusal, Replicate, Reply, Request, Schedule, Settings,
+    Terms, Testimony, decode,
 };
 use cluster::{MAX_PAYLOAD_BYTES, Operation, Outcome, REPLY_BYTES, REQUEST_BYTES, ReplyFrame, RequestFrame};
 use format::to_canonical;
@@ -44,6 +45,31 @@ pub(crate) fn request_seeds() -> Vec<Vec<u8>> {
     requests.iter().map(to_canonical).collect()
 }
 
+fn settings() -> Settings {
+    Settings {
+        labels: [(name(), "alice".to_owned())].into(),
+        schedule: Some(Schedule {
+            bucket: name(),
+            object: name(),
+            disk: None,
+            every_ms: 3_600_000,
+            keep: "3,24h".parse().ok(),
+            latest_ms: 1,
+        }),
+        protection: Some(Protection { for_ms: 7_200_000, space_bytes: Some(1 << 30) }),
+    }
+}
+
+pub(crate) fn set(data: &[u8]) -> bool {
+    let Ok(settings) = decode::<Settings>(data) else { return false };
+    assert_eq!(to_canonical(&settings), data, "one form");
+    true
+}
+
+pub(crate) fn set_seeds() -> Vec<Vec<u8>> {
+    vec![to_canonical(&settings()), to_canonical(&Settings::default())]
+}
+
 pub(crate) fn reply(data: &[u8]) -> bool {
     let Ok(reply) = decode::<Reply>(data) else { return false };
     assert!(data.len() <= MAX_MESSAGE_BYTES);
@@ -57,15 +83,7 @@ pub(crate) fn reply_seeds() -> Vec<Vec<u8>> {
         content: content.clone(),
         epoch: 3,
         origin: Some(Place { snapshot: SnapshotId([2; 32]), disk: 1 }),
-        labels: [(name(), "alice".to_owned())].into(),
-        schedule: Some(Schedule {
-            bucket: name(),
-            object: name(),
-            disk: None,
-            every_ms: 3_600_000,
-            keep: "3,24h".parse().ok(),
-            latest_ms: 1,
-        }),
+        settings: settings(),
         replicate: Some(Replicate { to: EndpointId([3; 32]), terms: TERMS }),
         since: 2,
     };
@@ -90,7 +108,12 @@ pub(crate) fn frames(data: &[u8]) -> bool {
     let Some((request, reply)) = data.split_at_checked(REQUEST_BYTES) else { return false };
     let asked = RequestFrame::decode(request).is_ok_and(|frame| {
         assert_eq!(frame.encode(), request, "one form");
-        assert!(frame.operation != Operation::Write || frame.length <= MAX_PAYLOAD_BYTES);
+        let most = match frame.operation {
+            Operation::Write => MAX_PAYLOAD_BYTES,
+            Operation::Settings => MAX_MESSAGE_BYTES as u64,
+            _ => u64::MAX,
+        };
+        assert!(frame.length <= most);
         assert!(frame.offset.checked_add(frame.length).is_some());
         true
     });
@@ -114,5 +137,6 @@ pub(crate) fn frames_seeds() -> Vec<Vec<u8>> {
         both(Operation::Write, Outcome::Done),
         both(Operation::Discard, Outcome::Gone),
         both(Operation::Grow, Outcome::Full),
+        both(Operation::Settings, Outcome::Done),
     ]
 }

@@ -94,8 +94,8 @@ macro_rules! targets {
 targets! {
     chunk node manifest entry signed_entry log fork_evidence statement pack_header pack_record pack_footer roots
     store_format journal_record journal_header journal_footer nbd_request nbd_option nbd_state nbd_negotiation nbd_reply
-    swarm_request swarm_reply cluster_request cluster_reply cluster_frames image definition name nbd_uri vhost_message
-    vhost_request
+    swarm_request swarm_reply cluster_request cluster_reply cluster_settings cluster_frames image definition name nbd_uri
+    vhost_message vhost_request
 }
 
 #[test]

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use volume::{BlockDevice, DeviceError};
 
 use crate::frame::{Operation, Outcome, ReplyFrame, RequestFrame};
-use crate::message::{self, Refusal, Reply, Request};
+use crate::message::{self, Refusal, Reply, Request, Settings};
 use crate::service::{Incoming, ServiceError};
 
 /// How many changes wait to be made at most.
@@ -59,6 +59,12 @@ pub trait Replica: Send + Sync + Debug {
     /// # Errors
     /// Where the replica cannot.
     fn grow(&self, size_bytes: u64) -> Result<(), DeviceError>;
+
+    /// What was set for the volume from now on. Blocks.
+    ///
+    /// # Errors
+    /// Where that cannot be recorded.
+    fn set(&self, settings: Settings) -> Result<(), DeviceError>;
 
     /// Whether nothing is answered from now on that it lacks. Blocks.
     ///
@@ -200,7 +206,7 @@ fn make(replica: &dyn Replica, device: &dyn BlockDevice, batch: &[Change], consi
 }
 
 fn make_alike(replica: &dyn Replica, device: &dyn BlockDevice, group: &[Change]) -> Result<(), DeviceError> {
-    let Some((first, ..)) = group.first() else { return Ok(()) };
+    let Some((first, data, _)) = group.first() else { return Ok(()) };
     let RequestFrame { offset, length, durability, .. } = *first;
     match first.operation {
         Operation::Write => {
@@ -211,6 +217,13 @@ fn make_alike(replica: &dyn Replica, device: &dyn BlockDevice, group: &[Change])
         Operation::Discard => device.discard(offset, length, durability),
         Operation::Grow => replica.grow(length),
         Operation::Current => replica.set_current(true),
+        Operation::Settings => match message::decode(data) {
+            Ok(settings) => replica.set(settings),
+            Err(error) => {
+                tracing::error!(%error, "what was set for a volume cannot be read");
+                Err(DeviceError::Home)
+            }
+        },
         Operation::Flush | Operation::Read => device.flush(),
     }
 }

@@ -2,9 +2,11 @@
 //!
 //! A request is a head of 32 bytes (number, offset and length, each 64 bits; the operation and whether it shall survive the loss
 //! of power, 8 bits each; the rest zero), and the data of a write. A reply is a head of 24 bytes (number and length, 64
-//! bits each; an outcome, 8 bits; the rest zero), and the data of a read. Numbers are little-endian.
+//! bits each; an outcome, 8 bits; the rest zero), and the data of a read. Numbers are little-endian. What is said of settings is data, too.
 
 use volume::{DeviceError, Durability};
+
+use crate::message::MAX_MESSAGE_BYTES;
 
 /// The longest data of a request or a reply, in bytes: as long as NBD's.
 pub const MAX_PAYLOAD_BYTES: u64 = 32 << 20;
@@ -40,10 +42,13 @@ pub enum Operation {
     Grow,
     /// Nothing is answered any more that the replica lacks. For a replica only.
     Current,
+    /// The data that follow are what was set for the volume, [`crate::message::Settings`]. For a replica only.
+    Settings,
 }
 
 impl Operation {
-    const ALL: [Self; 7] = [Self::Read, Self::Write, Self::Zero, Self::Discard, Self::Flush, Self::Grow, Self::Current];
+    const ALL: [Self; 8] =
+        [Self::Read, Self::Write, Self::Zero, Self::Discard, Self::Flush, Self::Grow, Self::Current, Self::Settings];
 
     const fn code(self) -> u8 {
         self as u8
@@ -56,7 +61,7 @@ impl Operation {
 
     /// Whether only a replica is told of it.
     pub(crate) const fn is_for_replicas(self) -> bool {
-        matches!(self, Self::Grow | Self::Current)
+        matches!(self, Self::Grow | Self::Current | Self::Settings)
     }
 }
 
@@ -101,9 +106,12 @@ impl RequestFrame {
             _ => return Err(FrameError),
         };
         let (id, offset, length) = (number(head, 0), number(head, 8), number(head, 16));
-        let carries = matches!(operation, Operation::Read | Operation::Write);
-        let fits = offset <= MAX_DISTANCE && length <= if carries { MAX_PAYLOAD_BYTES } else { MAX_DISTANCE };
-        if !fits || head[26..] != [0; 6] {
+        let most_bytes = match operation {
+            Operation::Read | Operation::Write => MAX_PAYLOAD_BYTES,
+            Operation::Settings => MAX_MESSAGE_BYTES as u64,
+            _ => MAX_DISTANCE,
+        };
+        if offset > MAX_DISTANCE || length > most_bytes || head[26..] != [0; 6] {
             return Err(FrameError);
         }
         Ok(Self { id, operation, durability, offset, length })
@@ -111,8 +119,13 @@ impl RequestFrame {
 
     /// How many bytes of data follow.
     pub(crate) fn payload_bytes(&self) -> usize {
-        let carried = if self.operation == Operation::Write { self.length } else { 0 };
-        usize::try_from(carried).unwrap_or(usize::MAX)
+        let carries = matches!(self.operation, Operation::Write | Operation::Settings);
+        usize::try_from(if carries { self.length } else { 0 }).unwrap_or(usize::MAX)
+    }
+
+    /// How much is in memory for it, in bytes: the data that follow, or those of its answer.
+    pub(crate) fn carried_bytes(&self) -> u64 {
+        if self.operation == Operation::Read { self.length } else { self.payload_bytes() as u64 }
     }
 }
 
@@ -203,12 +216,17 @@ mod tests {
         };
         let head = frame.encode();
         assert_eq!(RequestFrame::decode(&head), Ok(frame));
-        for (at, value) in [(24, 7), (25, 2), (26, 1), (31, 1), (15, 0x80), (23, 0x80)] {
+        for (at, value) in [(24, 8), (25, 2), (26, 1), (31, 1), (15, 0x80), (23, 0x80)] {
             let mut other = head;
             other[at] = value;
             assert_eq!(RequestFrame::decode(&other), Err(FrameError), "byte {at}");
         }
         let long = RequestFrame { operation: Operation::Write, length: MAX_PAYLOAD_BYTES + 1, ..frame };
+        assert_eq!(RequestFrame::decode(&long.encode()), Err(FrameError));
+        let length = MAX_MESSAGE_BYTES as u64;
+        let settings = RequestFrame { operation: Operation::Settings, length, ..frame };
+        assert_eq!(RequestFrame::decode(&settings.encode()).map(|frame| frame.payload_bytes()), Ok(MAX_MESSAGE_BYTES));
+        let long = RequestFrame { length: length + 1, ..settings };
         assert_eq!(RequestFrame::decode(&long.encode()), Err(FrameError));
         assert_eq!(RequestFrame::decode(&head[1..]), Err(FrameError));
     }

@@ -288,18 +288,40 @@ pub struct Given {
     /// The published disk that it was cloned from.
     #[n(2)]
     pub origin: Option<Place>,
-    /// Its labels.
+    /// What was set for it.
     #[n(3)]
-    pub labels: BTreeMap<Name, String>,
-    /// When snapshots of it are taken by themselves, where they are.
-    #[n(4)]
-    pub schedule: Option<Schedule>,
+    pub settings: Settings,
     /// How a replica of it is kept, and by whom.
-    #[n(5)]
+    #[n(4)]
     pub replicate: Option<Replicate>,
     /// Who used it in this epoch or later has seen nothing that it has lost.
-    #[n(6)]
+    #[n(5)]
     pub since: u64,
+}
+
+/// What an operator, or whoever drives the node, has set for a volume: it goes with the volume, and is known to its replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct Settings {
+    /// Its labels.
+    #[n(0)]
+    pub labels: BTreeMap<Name, String>,
+    /// When snapshots of it are taken by themselves, where they are.
+    #[n(1)]
+    pub schedule: Option<Schedule>,
+    /// For how long its past is kept, where it is.
+    #[n(2)]
+    pub protection: Option<Protection>,
+}
+
+/// For how long a volume's past is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Protection {
+    /// In milliseconds.
+    #[n(0)]
+    pub for_ms: u64,
+    /// In how much space at most, in bytes.
+    #[n(1)]
+    pub space_bytes: Option<u64>,
 }
 
 /// When snapshots of a volume are taken by themselves.
@@ -397,7 +419,7 @@ where
     Ok(decode(&body)?)
 }
 
-/// Decodes a request or a reply without its length.
+/// Decodes a request, a reply, or what was set for a volume, without its length.
 ///
 /// # Errors
 /// Bytes that are not the one encoding of a message.

@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use format::to_canonical;
 use futures_util::future::BoxFuture;
 use swarm::transport::{Connection, ReceiveStream, SendStream, TransportError};
 use tokio::sync::Notify;
@@ -19,7 +20,7 @@ use volume::{Change, DeviceError, Durability, Observer};
 
 use crate::frame::{FrameError, Operation, Outcome, REPLY_BYTES, ReplyFrame};
 use crate::line::Line;
-use crate::message::{self, MessageError, Refusal, Reply, Terms};
+use crate::message::{self, MessageError, Refusal, Reply, Settings, Terms};
 use crate::peers::AskError;
 use crate::remote::send_all;
 use crate::table::Request;
@@ -57,6 +58,12 @@ pub trait MirrorHost: Send + Sync + Debug {
     /// say so.
     fn outdate(&self) -> BoxFuture<'_, bool>;
 
+    /// What was set for the volume, by now.
+    ///
+    /// # Errors
+    /// Where that cannot be told now.
+    fn settings(&self) -> Result<Settings, String>;
+
     /// Another member has taken the volume over.
     fn superseded(&self, home: EndpointId, epoch: u64) -> BoxFuture<'_, ()>;
 }
@@ -91,6 +98,8 @@ pub struct Mirror {
     volume: Name,
     terms: Terms,
     state: Mutex<State>,
+    /// Held from when settings are read until they are entered: the latest come last.
+    telling: Mutex<()>,
     /// Told when somebody who waits may go on.
     moved: Condvar,
     /// Told when there is something to send.
@@ -139,7 +148,8 @@ impl Mirror {
     #[must_use]
     pub fn new(volume: Name, terms: Terms, current: bool) -> Arc<Self> {
         let state = State { current, connected: false, line: None, last: 0, told: 0, closed: false, abandoned: 0 };
-        Arc::new(Self { volume, terms, state: Mutex::new(state), moved: Condvar::new(), entered: Notify::new() })
+        let (moved, entered) = (Condvar::new(), Notify::new());
+        Arc::new(Self { volume, terms, state: Mutex::new(state), telling: Mutex::default(), moved, entered })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -179,6 +189,34 @@ impl Mirror {
         (state.current, state.line) = (false, None);
         drop(state);
         self.moved.notify_all();
+    }
+
+    /// Has the replica told what was set for the volume, which `read` returns. Answers the change's number.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn tell_settings<E>(&self, read: impl FnOnce() -> Result<Settings, E>) -> Result<u64, E> {
+        let _telling = self.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let data = Bytes::from(to_canonical(&read()?));
+        let request = Request { data: data.clone(), ..bare(Operation::Settings, data.len() as u64) };
+        Ok(self.enter(&mut self.state(), request))
+    }
+
+    /// Whether the replica has a change, or need not have it. Waits for that, but not for long.
+    #[must_use]
+    pub fn has_within(&self, number: u64, patience: Duration) -> bool {
+        let until = Instant::now() + patience;
+        let mut state = self.state();
+        while !state.closed && !self.may_answer(&state, number) {
+            let Some(left) = until.checked_duration_since(Instant::now()) else { return false };
+            state = self.moved.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        self.may_answer(&state, number)
+    }
+
+    /// Whether a change may be answered as far as the replica goes.
+    fn may_answer(&self, state: &State, number: u64) -> bool {
+        !self.terms.sync || !state.current || state.line.as_ref().is_some_and(|line| line.has(number))
     }
 
     /// Waits for a change of the state; fails where nobody waits for answers any more.
@@ -287,6 +325,8 @@ impl Mirror {
             let mut state = self.state();
             state.line = Some(Line::new(line, state.last));
         }
+        // Whatever is set later is told later.
+        self.tell_settings(|| host.settings()).map_err(MirrorError::Record)?;
         message::send(send, &message::Request::Begin { line }).await?;
         let ready = timeout(LAST_ROUND, message::receive::<Reply>(receive)).await;
         match ready.map_err(|_| MirrorError::TimedOut)?? {
@@ -398,8 +438,7 @@ impl Observer for Mirror {
             if state.closed || state.abandoned != begun {
                 return Err(DeviceError::Closed);
             }
-            let has = state.line.as_ref().is_some_and(|line| line.has(number));
-            if !self.terms.sync || !state.current || has {
+            if self.may_answer(&state, number) {
                 return Ok(());
             }
             state = self.wait(state);

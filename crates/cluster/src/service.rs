@@ -262,8 +262,7 @@ impl Incoming {
     pub(crate) async fn next(&mut self) -> Result<Option<(RequestFrame, Bytes, OwnedSemaphorePermit)>, ServiceError> {
         let Some(head) = self.receive.receive(REQUEST_BYTES).await? else { return Ok(None) };
         let frame = RequestFrame::decode(&head)?;
-        let carried = if matches!(frame.operation, Operation::Read | Operation::Write) { frame.length } else { 0 };
-        let wanted = u32::try_from(carried.div_ceil(UNIT_BYTES)).unwrap_or(UNITS).min(UNITS);
+        let wanted = u32::try_from(frame.carried_bytes().div_ceil(UNIT_BYTES)).unwrap_or(UNITS).min(UNITS);
         let unit = Arc::clone(&self.units).acquire_many_owned(wanted).await.map_err(|_| TransportError::Closed)?;
         let data = match frame.payload_bytes() {
             0 => Bytes::new(),
@@ -354,7 +353,7 @@ fn change(device: &dyn BlockDevice, frame: RequestFrame, data: &[u8]) -> Result<
         Operation::Zero => device.write_zeroes(offset, length, durability),
         Operation::Discard => device.discard(offset, length, durability),
         // The others are not asked for here.
-        Operation::Flush | Operation::Read | Operation::Grow | Operation::Current => device.flush(),
+        _ => device.flush(),
     }
     .map(|()| Bytes::new())
 }

@@ -14,6 +14,7 @@ mod promoting;
 mod records;
 mod replicas;
 mod replicating;
+mod settings;
 mod taking;
 mod using;
 mod witness;

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use store::ChunkStore;
+use store::{ChunkStore, RootChange};
 use types::{Name, VolumeId};
 use volume::Volumes;
 
@@ -76,6 +76,16 @@ impl Labels {
         Ok(())
     }
 
+    /// The change that gives a volume without labels all of its labels, to be noted by [`Self::given`].
+    pub(crate) fn giving(&self, id: VolumeId, labels: OfVolume) -> RootChange {
+        LabelsRecord { labels }.change(format!("{PREFIX}{id}"))
+    }
+
+    /// Notes the labels of a volume.
+    pub(crate) fn given(&self, id: VolumeId, labels: OfVolume) {
+        self.lock().insert(id, labels);
+    }
+
     /// Drops the labels of volumes that are gone for good.
     pub(crate) fn forget_but(&self, volumes: &Volumes) {
         // Held first: whoever has labels by now has been made before.
@@ -113,6 +123,7 @@ impl Node {
         let volume = self.find_volume(name)?;
         let (node, id) = (Arc::clone(self), volume.id());
         blocking(move || node.labels.change(id, &request.labels)).await?;
+        self.settings_changed(name).await?;
         Ok(self.show_volume(&volume))
     }
 

@@ -389,13 +389,13 @@ impl From<OriginRecord> for Origin {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::path::Path;
 
     use super::*;
 
     /// What a version of brant wrote, for ever.
-    fn golden(file: &str, written: &[u8]) {
+    pub(crate) fn golden(file: &str, written: &[u8]) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(file);
         if std::env::var_os("BRANT_WRITE_GOLDEN").is_some() {
             std::fs::write(&path, written).unwrap();

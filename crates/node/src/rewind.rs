@@ -27,6 +27,7 @@ impl Node {
         let protection = Protection { for_ms: request.for_ms, space_bytes };
         let (node, protecting) = (Arc::clone(self), Arc::clone(&volume));
         blocking(move || node.volumes.protect(&protecting, protection).map_err(volume_error)).await?;
+        self.settings_changed(name).await?;
         self.show_volume_detail(&volume).await
     }
 
@@ -35,6 +36,7 @@ impl Node {
         let volume = self.find_volume(name)?;
         let (node, letting_go) = (Arc::clone(self), Arc::clone(&volume));
         blocking(move || node.volumes.unprotect(&letting_go).map_err(volume_error)).await?;
+        self.settings_changed(name).await?;
         self.show_volume_detail(&volume).await
     }
 

@@ -124,8 +124,13 @@ impl Changing<'_> {
         Ok(())
     }
 
+    /// The change that puts a volume on a schedule, to be noted by [`Self::note`].
+    pub(crate) fn putting(&self, id: VolumeId, record: &ScheduleRecord) -> RootChange {
+        record.change(record_name(id))
+    }
+
     /// Notes what was recorded in another step.
-    fn note(&mut self, id: VolumeId, record: ScheduleRecord) {
+    pub(crate) fn note(&mut self, id: VolumeId, record: ScheduleRecord) {
         lock(&self.schedules.all).insert(id, record);
     }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use cluster::message::{Refusal, Reply, Request};
+use cluster::message::{Refusal, Reply, Request, Settings};
 use cluster::{AskError, Asked, Home, MirrorHost, Opened, Position, Replica};
 use futures_util::future::BoxFuture;
 use medium::Simulated;
@@ -130,6 +130,10 @@ impl MirrorHost for HomeSide {
     /// There is no witness: nothing is answered that the replica lacks.
     fn outdate(&self) -> BoxFuture<'_, bool> {
         Box::pin(async { false })
+    }
+
+    fn settings(&self) -> Result<Settings, String> {
+        Ok(Settings::default())
     }
 
     fn superseded(&self, _: EndpointId, _: u64) -> BoxFuture<'_, ()> {
@@ -279,6 +283,10 @@ impl Replica for Following {
 
     fn grow(&self, _: u64) -> Result<(), DeviceError> {
         Err(DeviceError::Closed)
+    }
+
+    fn set(&self, _: Settings) -> Result<(), DeviceError> {
+        Ok(())
     }
 
     fn set_current(&self, current: bool) -> Result<(), DeviceError> {

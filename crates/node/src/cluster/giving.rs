@@ -13,7 +13,7 @@ use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER,
 use crate::api::{ApiError, ErrorCode};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
-use crate::record::{DiskRecord, OriginRecord, Record, ScheduleRecord, SnapshotRecord};
+use crate::record::{DiskRecord, OriginRecord, Record, SnapshotRecord};
 use crate::snapshots::volume_error;
 use crate::task::now_ms;
 use crate::version::store_manifest;
@@ -246,7 +246,7 @@ impl Node {
         }
         let (epoch, since) = self.home_record(name)?.map_or((0, None), |home| (home.epoch, home.since));
         let epoch = epoch + 1;
-        let labels = self.labels.of(volume.id());
+        let (labels, protection) = (self.labels.of(volume.id()), self.settings_of(volume).protection);
         let mut schedules = self.schedules.change();
         let (schedule, at_ms) = (schedules.of(volume.id()), now_ms());
         let given = GivenRecord {
@@ -259,6 +259,7 @@ impl Node {
             schedule,
             replicate,
             since,
+            protection,
         };
         let mut further = vec![
             given.change(format!("{GIVEN}{name}")),
@@ -318,8 +319,7 @@ fn given_reply(given: &GivenRecord) -> Option<Given> {
         content: offered(content),
         epoch: given.epoch,
         origin: content.origin.map(|origin| Place { snapshot: origin.snapshot, disk: origin.disk }),
-        labels: given.labels.clone(),
-        schedule: given.schedule.as_ref().map(ScheduleRecord::to_message),
+        settings: given.settings(),
         replicate: given.replicate,
         since: given.since.unwrap_or(0),
     })

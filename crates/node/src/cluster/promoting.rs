@@ -6,7 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use cluster::message::{Reply, Request, Testimony};
+use cluster::message::{Reply, Request, Settings, Testimony};
+use store::RootChange;
 use types::Name;
 use volume::{BlockDevice, Volume};
 
@@ -15,7 +16,7 @@ use super::records::{GIVEN, HOME, HomeRecord, REPLICA, REPLICATE, ReplicaRecord,
 use crate::api::{self, ApiError, ErrorCode};
 use crate::error::{blocking, not_found};
 use crate::node::Node;
-use crate::record::Record as _;
+use crate::record::{Record as _, ScheduleRecord};
 use crate::snapshots::volume_error;
 
 /// How long a member may take to answer.
@@ -156,7 +157,8 @@ impl Node {
             (format!("{TAKING}{name}"), None),
         ];
         let (node, renaming, new) = (Arc::clone(self), Arc::clone(copy), name.clone());
-        let volume = blocking(move || node.volumes.rename(&renaming, &new, further).map_err(volume_error)).await?;
+        let settings = record.settings.clone().unwrap_or_default();
+        let volume = blocking(move || node.take_name(&renaming, &new, settings, further)).await?;
         self.forget_replica(name);
         self.begin_mirror(&volume, replicate);
         let Some(used) = self.cluster.uses.get(name) else { return Ok(()) };
@@ -169,5 +171,26 @@ impl Node {
         self.cluster.uses.remove(name);
         let (node, target) = (Arc::clone(self), name.to_string());
         blocking(move || node.attachment_is_here(&target)).await
+    }
+
+    /// Gives a replica's volume its name and what was set for it, in one step with other changes. Blocks.
+    fn take_name(
+        &self,
+        copy: &Arc<Volume>,
+        name: &Name,
+        settings: Settings,
+        mut further: Vec<RootChange>,
+    ) -> Result<Arc<Volume>, ApiError> {
+        let (id, Settings { labels, schedule, protection }) = (copy.id(), settings);
+        // Before it has the name: who finds it has its past kept.
+        self.protect_as(copy, protection)?;
+        let schedule = schedule.map(ScheduleRecord::of_message);
+        let mut schedules = self.schedules.change();
+        further.push(self.labels.giving(id, labels.clone()));
+        further.extend(schedule.as_ref().map(|record| schedules.putting(id, record)));
+        let volume = self.volumes.rename(copy, name, further).map_err(volume_error)?;
+        self.labels.given(id, labels);
+        schedule.into_iter().for_each(|record| schedules.note(id, record));
+        Ok(volume)
     }
 }

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use cluster::message::{Replicate, Terms};
+use cluster::message::{Protection, Replicate, Settings, Terms};
 use minicbor::{Decode, Encode};
 use store::{Domains, Live, LiveTree};
 use types::{EndpointId, FrozenId, Name, NodeId, SnapshotId};
@@ -118,6 +118,9 @@ pub(crate) struct GivenRecord {
     pub(crate) replicate: Option<Replicate>,
     #[n(8)]
     pub(crate) since: Option<u64>,
+    /// For how long its past is kept from now on.
+    #[n(9)]
+    pub(crate) protection: Option<Protection>,
 }
 
 /// A volume that this node means to take.
@@ -166,6 +169,9 @@ pub(crate) struct ReplicaRecord {
     /// The volume that held it before, until that is removed.
     #[n(7)]
     pub(crate) stale: Option<Name>,
+    /// What is set for the volume, as the home has told it.
+    #[n(8)]
+    pub(crate) settings: Option<Settings>,
 }
 
 /// What this node has witnessed of a replica that others keep.
@@ -182,6 +188,32 @@ pub(crate) struct WitnessRecord {
     /// Whether it was left behind.
     #[n(3)]
     pub(crate) outdated: bool,
+}
+
+impl ReplicaRecord {
+    /// One of which nothing is here yet.
+    pub(crate) fn agreed(home: EndpointId, epoch: u64, terms: Terms) -> Self {
+        let (copy, line, stale, settings) = (None, None, None, None);
+        Self { home, epoch, terms, copy, line, current: false, consistent: false, stale, settings }
+    }
+}
+
+impl GivenRecord {
+    /// One that says that another member has taken a volume over: nobody fetches it.
+    pub(crate) fn taken_over(to: EndpointId, epoch: u64, at_ms: u64) -> Self {
+        let (content, labels, schedule) = (None, BTreeMap::new(), None);
+        let (replicate, since, protection) = (None, None, None);
+        Self { to, epoch, content, labels, settled: true, at_ms, schedule, replicate, since, protection }
+    }
+
+    /// What was set for the volume.
+    pub(crate) fn settings(&self) -> Settings {
+        Settings {
+            labels: self.labels.clone(),
+            schedule: self.schedule.as_ref().map(ScheduleRecord::to_message),
+            protection: self.protection,
+        }
+    }
 }
 
 impl Record for ReplicateRecord {}
@@ -226,4 +258,74 @@ pub(crate) fn live(name: &str, value: &[u8]) -> Result<Option<Vec<Live>>, format
         return Ok(Some(record.content.filter(|_| !record.settled).map(|content| content.live()).unwrap_or_default()));
     }
     Ok([MEMBER, HOME, TAKING, REPLICATE, REPLICA, WITNESS].iter().any(|known| name.starts_with(known)).then(Vec::new))
+}
+
+#[cfg(test)]
+mod tests {
+    use cluster::message::Schedule;
+    use format::to_canonical;
+
+    use super::*;
+    use crate::record::tests::golden;
+
+    const HOME_MEMBER: EndpointId = EndpointId([1; 32]);
+    const KEEPER: EndpointId = EndpointId([2; 32]);
+    const TERMS: Terms = Terms { sync: true, witness: Some(EndpointId([3; 32])), lag_bytes: 64 << 20 };
+
+    fn settings() -> Settings {
+        let schedule = Schedule {
+            bucket: "vms".parse().unwrap(),
+            object: "web1".parse().unwrap(),
+            disk: Some("disk0".parse().unwrap()),
+            every_ms: 3_600_000,
+            keep: "24h,7d".parse().ok(),
+            latest_ms: 1_790_000_000_000,
+        };
+        Settings {
+            labels: [("ganeti.instance".parse().unwrap(), "web1.example.org".to_owned())].into(),
+            schedule: Some(schedule),
+            protection: Some(Protection { for_ms: 7_200_000, space_bytes: Some(1 << 30) }),
+        }
+    }
+
+    /// Holds what is written to its file for ever, and finds nothing in less of it.
+    fn held<R: Record + PartialEq + std::fmt::Debug>(file: &str, record: &R) {
+        let written = to_canonical(record);
+        golden(file, &written);
+        assert_eq!(&R::from_bytes(&written).unwrap(), record, "{file}");
+        assert!((0..written.len()).all(|length| R::from_bytes(&written[..length]).is_err()), "{file}");
+    }
+
+    #[test]
+    fn replicas_are_recorded_as_documented() {
+        held("replicate-1.cbor", &ReplicateRecord { to: KEEPER, terms: TERMS, current: true });
+        held("witness-1.cbor", &WitnessRecord { home: HOME_MEMBER, epoch: 2, replica: KEEPER, outdated: true });
+        let agreed = ReplicaRecord::agreed(HOME_MEMBER, 2, TERMS);
+        // As it was before replicas knew what was set for their volumes.
+        let first = ReplicaRecord {
+            copy: "replica.0000000000000007".parse().ok(),
+            line: Some(7),
+            current: true,
+            consistent: true,
+            stale: "replica.0000000000000006".parse().ok(),
+            ..agreed.clone()
+        };
+        held("replica-1.cbor", &first);
+        held("replica-2.cbor", &ReplicaRecord { settings: Some(settings()), stale: None, ..first });
+        held("replica-agreed-1.cbor", &agreed);
+    }
+
+    #[test]
+    fn what_was_given_says_what_was_set() {
+        let taken_over = GivenRecord::taken_over(KEEPER, 3, 1_790_000_000_000);
+        let Settings { labels, schedule, protection } = settings();
+        let schedule = schedule.map(ScheduleRecord::of_message);
+        let replicate = Some(Replicate { to: KEEPER, terms: TERMS });
+        // As it was before the past of a volume was kept where it went.
+        let first = GivenRecord { labels, schedule, replicate, since: Some(2), settled: false, ..taken_over };
+        held("given-1.cbor", &first);
+        let second = GivenRecord { protection, ..first };
+        held("given-2.cbor", &second);
+        assert_eq!(second.settings(), settings());
+    }
 }

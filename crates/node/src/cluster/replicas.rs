@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use cluster::message::{Refusal, Reply};
+use cluster::message::{Refusal, Reply, Settings};
 use cluster::{Asked, Position, Replica};
 use futures_util::future::BoxFuture;
 use store::Origin;
@@ -229,6 +229,10 @@ impl Replica for Following {
         grown.map_err(device_error)
     }
 
+    fn set(&self, settings: Settings) -> Result<(), DeviceError> {
+        self.0.change(|record| record.settings = Some(settings)).map_err(device_error)
+    }
+
     fn set_current(&self, current: bool) -> Result<(), DeviceError> {
         self.0.change(|record| record.current = current).map_err(device_error)
     }
@@ -275,22 +279,7 @@ impl Node {
             return Err(refused(ApiError::new(ErrorCode::Conflict, format!("{name} is being taken by this node"))));
         }
         let node = Arc::clone(self);
-        let found = blocking(move || {
-            node.agree(
-                member,
-                &name,
-                ReplicaRecord {
-                    home: member,
-                    epoch,
-                    terms,
-                    copy: None,
-                    line: None,
-                    current: false,
-                    consistent: false,
-                    stale: None,
-                },
-            )
-        });
+        let found = blocking(move || node.agree(member, &name, ReplicaRecord::agreed(member, epoch, terms)));
         match found.await.map_err(refused)? {
             Ok(kept) => Ok(Arc::new(Following(kept))),
             Err((home, epoch)) => Err(Reply::Elsewhere { home, epoch }),

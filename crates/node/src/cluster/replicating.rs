@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use cluster::message::{Reply, Request, Terms, Testimony};
+use cluster::message::{Reply, Request, Settings, Terms, Testimony};
 use cluster::{AskError, Mirror, MirrorHost, MirrorState};
 use futures_util::future::BoxFuture;
 use swarm::transport::{Connection, TransportError};
@@ -52,6 +52,16 @@ impl Mirrors {
 
     fn get(&self, volume: &Name) -> Option<Kept> {
         self.kept().get(volume).cloned()
+    }
+
+    /// What a volume's changes go through, if it has a replica.
+    pub(super) fn mirror(&self, volume: &Name) -> Option<Arc<Mirror>> {
+        self.get(volume).map(|kept| kept.mirror)
+    }
+
+    /// Who keeps the replica of a volume.
+    pub(super) fn member(&self, volume: &Name) -> Option<EndpointId> {
+        self.get(volume).map(|kept| kept.to)
     }
 
     fn remove(&self, volume: &Name) -> Option<Kept> {
@@ -139,6 +149,10 @@ impl MirrorHost for MirrorOf {
             }
             outdated.is_ok()
         })
+    }
+
+    fn settings(&self) -> Result<Settings, String> {
+        self.node()?.settings_of_named(&self.volume).map_err(|error| error.to_string())
     }
 
     fn superseded(&self, home: EndpointId, epoch: u64) -> BoxFuture<'_, ()> {
@@ -361,21 +375,27 @@ impl Node {
         let to = self.cluster.moves.name_of(home);
         let (node, name) = (Arc::clone(self), name.clone());
         blocking(move || {
-            let labels = node.volumes.get(&name).map(|volume| node.labels.of(volume.id())).unwrap_or_default();
+            let id = node.volumes.get(&name).map(|volume| volume.id());
+            let labels = id.map(|id| node.labels.of(id)).unwrap_or_default();
             let note = format!("{to} took over; this is what was here");
             match node.volumes.delete(&name, now_ms(), &note) {
                 // It went when this was tried before.
                 Err(volume::VolumeError::NotFound(_)) => {}
                 outcome => drop(outcome.map_err(volume_error)?),
             }
-            let given = GivenRecord { to: home, epoch, content: None, labels, settled: true, at_ms: now_ms(), schedule: None, replicate: None, since: None };
-            let changes = vec![
+            let given = GivenRecord { labels, ..GivenRecord::taken_over(home, epoch, now_ms()) };
+            let mut changes = vec![
                 given.change(format!("{GIVEN}{name}")),
                 (format!("{REPLICATE}{name}"), None),
                 (format!("{HOME}{name}"), None),
                 (format!("{OFFER}{name}"), None),
             ];
+            // Its schedule goes on where it is now.
+            let mut schedules = node.schedules.change();
+            changes.extend(id.and_then(|id| schedules.removal(id)));
             node.store.roots().apply(changes).map_err(store_error)?;
+            id.into_iter().for_each(|id| schedules.removed(id));
+            drop(schedules);
             node.cluster.moves.offer(&name, None);
             tracing::warn!(volume = %name, %to, "another member has taken a volume over; see: brant volume list --deleted");
             Ok(())

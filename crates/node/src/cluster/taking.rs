@@ -24,7 +24,7 @@ use super::records::{ArrivingRecord, GIVEN, HOME, HomeRecord, REPLICATE, Replica
 use crate::api::{ApiError, ErrorCode, Task, TaskKind};
 use crate::error::{blocking, store_error};
 use crate::node::Node;
-use crate::record::{AttachmentRecord, OriginRecord, Record as _, ScheduleRecord};
+use crate::record::{AttachmentRecord, OriginRecord, Record as _};
 use crate::snapshots::volume_error;
 use crate::task::Outcome;
 
@@ -259,11 +259,7 @@ impl Node {
             None => self.volumes.adopt(name, base, further).map_err(volume_error)?,
         };
         self.cluster.moves.give(name, None);
-        let labels = given.labels.into_iter().map(|(key, value)| (key, Some(value))).collect();
-        self.labels.change(volume.id(), &labels)?;
-        if let Some(schedule) = given.schedule {
-            self.schedules.change().put(volume.id(), ScheduleRecord::of_message(schedule))?;
-        }
+        self.settle_in(&volume, given.settings)?;
         self.store.roots().apply(vec![(format!("{TAKING}{name}"), None)]).map_err(store_error)?;
         if let Some(record) = replicate {
             self.begin_mirror(&volume, record);

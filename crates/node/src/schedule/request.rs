@@ -46,6 +46,7 @@ impl Node {
             last: None,
         };
         blocking(move || node.put_schedule(id, record)).await?;
+        self.settings_changed(name).await?;
         self.schedule_of(id).ok_or_else(|| not_found("schedule of", name))
     }
 
@@ -82,6 +83,7 @@ impl Node {
         let (id, shown) = (self.find_volume(name)?.id(), self.find_schedule(name)?);
         let node = Arc::clone(self);
         blocking(move || node.schedules.change().remove(id)).await?;
+        self.settings_changed(name).await?;
         Ok(shown)
     }
 

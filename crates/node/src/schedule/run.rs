@@ -144,6 +144,8 @@ impl Node {
         let changes = |version| after(version).iter().map(|(id, record)| record.change(record_name(*id))).collect();
         let version = self.freeze(bucket, new, changes)?;
         after(version).into_iter().for_each(|(id, record)| changing.note(id, record));
+        drop(changing);
+        self.settings_went_on(group.volumes.keys().copied());
         Ok(Ran::Taken)
     }
 

@@ -128,6 +128,8 @@ impl Node {
             dirty_bytes: status.dirty_bytes,
             attached: self.attached(name.as_str()),
             labels: self.labels.of(volume.id()),
+            replication: self.show_replication(&name),
+            home: None,
             name,
         }
     }
@@ -161,7 +163,6 @@ impl Node {
                 bytes: window.bytes,
             }),
             schedule: self.schedule_of(volume.id()),
-            replication: self.show_replication(volume.name()),
             clients: self.attachments.find(name).map_or(0, |attachment| attachment.connections),
             layers: status.layers as u64,
             root: status.base.root.map(|root| root.to_string()),

@@ -14,6 +14,9 @@ pub const BUCKET: &str = "ganeti.bucket";
 /// What the node was asked for last by the parameters `schedule` and `keep`.
 pub const SCHEDULE: &str = "ganeti.schedule";
 
+/// What the node was asked for last by the parameters `replica`, `replica_mode` and `witness`.
+pub const REPLICA: &str = "ganeti.replica";
+
 /// The volume that this one is a passing snapshot of, made for an export.
 pub const SNAPSHOT_OF: &str = "ganeti.snapshot-of";
 

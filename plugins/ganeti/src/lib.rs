@@ -22,6 +22,7 @@ mod origin;
 mod parameters;
 mod policy;
 mod provider;
+mod replica;
 mod session;
 
 pub use call::{Call, CallError, Script};

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use node::api::Via;
+use node::api::{ReplicationMode, Via};
 use types::{Keep, KeepError, Name, NameError};
 
 use crate::origin::{Origin, OriginError};
@@ -17,6 +17,9 @@ bucket the bucket of this node that snapshots of the instance go to, by `brant g
 schedule how often snapshots are taken by themselves: 15min, 1h, 1d; those disks of an instance that have it at one moment; needs bucket
 keep which of those are kept: 3+24h+7d+4w+12m+1y are the last three, and one an hour, day, week, month, year; all where it is left out
 export kernel (the default): a block device of the kernel in the best way that there is, and for access=userspace a URI for QEMU beside it; nbd-kernel, fuse: in this way; userspace: only the URI
+replica another node of brant's cluster, by its name there, that keeps a second copy of the disk and takes over when the disk's node is dead
+replica_mode sync (the default): a write is answered when the replica has it, so that nothing is lost; async: at once, and up to 64 MiB may be lost; needs replica
+witness a third node, which says who goes on alone when the disk's and the replica's do not hear of each other; needs replica
 prefetch none (the default): data of the origin comes when it is read; full: all of it is brought in the background
 ";
 
@@ -35,9 +38,11 @@ pub enum ParameterError {
         #[source]
         source: OriginError,
     },
-    /// A bucket that is none.
-    #[error("bucket={text}")]
-    Bucket {
+    /// A name that is none.
+    #[error("{name}={text}")]
+    Name {
+        /// The parameter.
+        name: &'static str,
         /// What it says.
         text: String,
         /// Why not.
@@ -103,6 +108,19 @@ pub(crate) struct Meaning {
     pub(crate) keep: Option<Keep>,
     /// Whether all of the origin is brought at once.
     pub(crate) prefetch: bool,
+    /// What replica of it is kept.
+    pub(crate) replica: Option<Replica>,
+}
+
+/// A replica of a disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Replica {
+    /// The member that keeps it.
+    pub(crate) to: Name,
+    /// Whether it is waited for.
+    pub(crate) mode: ReplicationMode,
+    /// The member that says who goes on alone.
+    pub(crate) witness: Option<Name>,
 }
 
 /// Reads a length of time, in milliseconds.
@@ -163,6 +181,8 @@ impl Parameters {
         }
         self.together("schedule", "bucket")?;
         self.together("keep", "schedule")?;
+        self.together("replica_mode", "replica")?;
+        self.together("witness", "replica")?;
         self.word("export", "kernel", "kernel, nbd-kernel, fuse, userspace")?;
         let access = self.0.get("access").map_or("kernelspace", String::as_str);
         if self.export() == Via::Nbd && access != "userspace" {
@@ -172,10 +192,6 @@ impl Parameters {
             .0
             .get("origin")
             .map(|text| text.parse().map_err(|source| ParameterError::Origin { text: text.clone(), source }));
-        let bucket = self
-            .0
-            .get("bucket")
-            .map(|text| text.parse().map_err(|source| ParameterError::Bucket { text: text.clone(), source }));
         let every_ms =
             self.0.get("schedule").map(|text| milliseconds(text).ok_or_else(|| ParameterError::Schedule(text.clone())));
         let keep = self
@@ -184,11 +200,27 @@ impl Parameters {
             .map(|text| text.parse().map_err(|source| ParameterError::Keep { text: text.clone(), source }));
         Ok(Meaning {
             origin: origin.transpose()?,
-            bucket: bucket.transpose()?,
+            bucket: self.name("bucket")?,
             every_ms: every_ms.transpose()?,
             keep: keep.transpose()?,
             prefetch: self.word("prefetch", "none", "none, full")? == "full",
+            replica: self.replica()?,
         })
+    }
+
+    /// The name that a parameter is.
+    fn name(&self, name: &'static str) -> Result<Option<Name>, ParameterError> {
+        let Some(text) = self.0.get(name) else { return Ok(None) };
+        text.parse().map(Some).map_err(|source| ParameterError::Name { name, text: text.clone(), source })
+    }
+
+    fn replica(&self) -> Result<Option<Replica>, ParameterError> {
+        let mode = match self.word("replica_mode", "sync", "sync, async")? {
+            "async" => ReplicationMode::Async,
+            _ => ReplicationMode::Sync,
+        };
+        let (to, witness) = (self.name("replica")?, self.name("witness")?);
+        Ok(to.map(|to| Replica { to, mode, witness }))
     }
 }
 
@@ -216,7 +248,8 @@ mod tests {
 
     #[test]
     fn what_is_meant_is_understood() {
-        let nothing = Meaning { origin: None, bucket: None, every_ms: None, keep: None, prefetch: false };
+        let (origin, bucket, every_ms, keep, replica) = (None, None, None, None, None);
+        let nothing = Meaning { origin, bucket, every_ms, keep, prefetch: false, replica };
         assert_eq!(check(&[]).unwrap(), nothing);
         assert_eq!(check(&[("bucket", ""), ("export", "userspace")]).unwrap(), nothing);
         let meaning = check(&[("origin", "vms/web@3"), ("bucket", "vms"), ("prefetch", "full")]).unwrap();
@@ -231,6 +264,18 @@ mod tests {
     }
 
     #[test]
+    fn a_replica_is_waited_for_unless_it_is_said_not_to_be() {
+        let replica = |parameters: &[(&str, &str)]| check(parameters).unwrap().replica.unwrap();
+        let to = "node2".parse::<Name>().unwrap();
+        let sync = Replica { to, mode: ReplicationMode::Sync, witness: None };
+        assert_eq!(replica(&[("replica", "node2")]), sync);
+        assert_eq!(replica(&[("replica", "node2"), ("replica_mode", "sync")]), sync);
+        let both = [("replica", "node2"), ("replica_mode", "async"), ("witness", "node3")];
+        let expected = Replica { mode: ReplicationMode::Async, witness: "node3".parse().ok(), ..sync };
+        assert_eq!(replica(&both), expected);
+    }
+
+    #[test]
     fn what_cannot_be_done_is_refused_and_said() {
         for (name, value, says) in [
             ("schedule", "1h", "schedule=1h needs bucket too"),
@@ -239,6 +284,9 @@ mod tests {
             ("prefetch", "profile", "is none of: none, full"),
             ("origin", "web", "origin=web"),
             ("bucket", "a/b", "bucket=a/b"),
+            ("replica", "a/b", "replica=a/b"),
+            ("replica_mode", "async", "replica_mode=async needs replica too"),
+            ("witness", "node3", "witness=node3 needs replica too"),
             ("pool", "x", "pool is not a parameter"),
         ] {
             let error = check(&[(name, value)]).unwrap_err().to_string();
@@ -250,6 +298,8 @@ mod tests {
         }
         let keep = [("schedule", "1h"), ("bucket", "vms"), ("keep", "daily")];
         assert!(matches!(check(&keep).unwrap_err(), ParameterError::Keep { .. }));
+        let mode = check(&[("replica", "node2"), ("replica_mode", "semi")]).unwrap_err().to_string();
+        assert!(mode.contains("replica_mode=semi is none of: sync, async"), "{mode}");
         let both = [("export", "userspace"), ("access", "kernelspace")];
         assert!(matches!(check(&both).unwrap_err(), ParameterError::Access(_)), "nothing would be there");
         assert!(Parameters::default().check().is_ok(), "Ganeti's default is the kernel, and so is ours");

@@ -20,6 +20,7 @@ use crate::label::{self, key};
 use crate::origin::Origin;
 use crate::parameters::Meaning;
 use crate::policy;
+use crate::replica;
 use crate::session::{LOOK_AGAIN, Session, invalid};
 
 /// How long a client may take to be gone: QEMU ends before its connection does.
@@ -100,7 +101,9 @@ async fn create(session: &Session<'_>, call: &Call, size: ByteSize) -> Result<St
         let hint = format!("to begin anew, delete it first; it is kept for a while: brant volume remove {name}");
         return Err(ApiError::new(ErrorCode::Conflict, message).hint(hint));
     }
-    let labels: BTreeMap<_, _> = meaning.bucket.iter().map(|bucket| (key(label::BUCKET), bucket.to_string())).collect();
+    let bucket = meaning.bucket.iter().map(|bucket| (key(label::BUCKET), bucket.to_string()));
+    let replica = meaning.replica.iter().map(|wanted| (key(label::REPLICA), replica::asked(wanted)));
+    let labels: BTreeMap<_, _> = bucket.chain(replica).collect();
     let made = match &meaning.origin {
         None => {
             let request = CreateVolumeRequest { name: name.clone(), size_bytes: size, labels };
@@ -109,8 +112,8 @@ async fn create(session: &Session<'_>, call: &Call, size: ByteSize) -> Result<St
         Some(origin) => clone(session, name, origin, size, labels).await,
     };
     let made = match made {
-        Ok(volume) if meaning.prefetch => match session.ask(session.client.hydrate(name.as_str())).await {
-            Ok(_) => Ok(volume),
+        Ok(volume) => match begin(session, name, &meaning).await {
+            Ok(()) => Ok(volume),
             Err(error) => Err(take_back(session, name, error).await),
         },
         // Nobody knows what became of it.
@@ -121,6 +124,17 @@ async fn create(session: &Session<'_>, call: &Call, size: ByteSize) -> Result<St
         let origin = volume.origin.map(|origin| format!(", as {origin}")).unwrap_or_default();
         format!("made {name}, {}{origin}\n", ByteSize(volume.size_bytes))
     })
+}
+
+/// Begins what the parameters of a new disk ask for beside it.
+async fn begin(session: &Session<'_>, name: &Name, meaning: &Meaning) -> Result<(), ApiError> {
+    if meaning.prefetch {
+        session.ask(session.client.hydrate(name.as_str())).await?;
+    }
+    match &meaning.replica {
+        Some(wanted) => replica::begin(session, name, wanted).await.map(drop),
+        None => Ok(()),
+    }
 }
 
 /// Removes for good what was made in vain; Ganeti calls no other script for it.
@@ -237,15 +251,18 @@ async fn open(session: &Session<'_>, call: &Call, exclusive: bool) -> Result<Str
     let (volume, comes) = match find_here(session, name).await? {
         Some(volume) => (volume, ""),
         None if exclusive => {
-            match session.ask(session.client.take_volume(name.as_str())).await {
+            let comes = match session.ask(session.client.take_volume(name.as_str())).await {
                 // Ganeti has given up the node that has it: it is the platform's word that the replica here takes over.
-                Err(error) if error.code == ErrorCode::Unreachable => promote(session, name, error).await?,
-                outcome => drop(outcome?),
-            }
+                Err(error) if error.code == ErrorCode::Unreachable => {
+                    promote(session, name, error).await?;
+                    "; its replica here has taken over"
+                }
+                outcome => outcome.map(|_| "; it is on its way to this node: see brant task list")?,
+            };
             match found(session, name).await {
                 // It has left its home, and is not here yet.
                 Err(error) if error.code == ErrorCode::Conflict => return Ok(format!("{name} is about to arrive\n")),
-                volume => (volume?, "; it is on its way to this node: see brant task list"),
+                volume => (volume?, comes),
             }
         }
         None => (found(session, name).await?, "; it is at another node"),
@@ -256,8 +273,14 @@ async fn open(session: &Session<'_>, call: &Call, exclusive: bool) -> Result<Str
         Ok(()) => String::new(),
         Err(error) => format!("; no snapshots of it are taken by themselves: {error}"),
     };
+    // The same holds for its replica. What is on its way has that of its home.
+    let replica = match comes.is_empty() {
+        true => replica::apply(session, &volume, meaning.replica.as_ref()).await,
+        false => Ok(()),
+    };
+    let replica = replica.err().map(|error| format!("; its replica is not as asked for: {error}")).unwrap_or_default();
     let how = if exclusive { "by this node alone" } else { "beside others" };
-    Ok(format!("{name} is open, {how}{comes}{schedule}\n"))
+    Ok(format!("{name} is open, {how}{comes}{schedule}{replica}\n"))
 }
 
 /// Has the replica of a disk take over that is kept at this node. `gone` is why its home could not be asked.
@@ -288,9 +311,10 @@ async fn remove(session: &Session<'_>, name: &Name) -> Result<String, ApiError> 
     let Some(volume) = find(session, name).await? else { return Ok(format!("there is no volume {name}\n")) };
     let now = volume.labels.contains_key(&key(label::SNAPSHOT_OF));
     detach(session, name).await?;
+    let left = replica::end(session, &volume).await?;
     session.ask(session.client.remove_volume(name.as_str(), now)).await?;
     let after = if now { String::new() } else { format!("; take it back with: brant volume restore {name}") };
-    Ok(format!("removed {name}{after}\n"))
+    Ok(format!("removed {name}{left}{after}\n"))
 }
 
 async fn grow(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<String, ApiError> {

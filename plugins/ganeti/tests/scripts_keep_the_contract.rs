@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ganeti::{Definition, Script, Settings, run, snapshot_instance};
-use node::api::{AddMemberRequest, ApiError, CreateBucketRequest, ErrorCode, ScheduleRequest, Volume};
+use node::api::{AddMemberRequest, ApiError, CreateBucketRequest, ErrorCode, ReplicationMode, ScheduleRequest, Volume};
 use node::client::Client;
 use node::{NodeOptions, Start};
 use tempfile::TempDir;
@@ -343,6 +343,53 @@ async fn a_disk_of_a_member_is_used_and_comes_when_it_is_opened_alone() {
     two.call(Script::Detach, DISK, &[]).await.unwrap();
     one.call(Script::Remove, DISK, &[]).await.unwrap();
     assert!(two.volume(DISK).await.is_none(), "it is removed where it is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_kept_as_the_parameters_say_and_ends_with_the_disk() {
+    let (one, two) = (Node::start().await, Node::start().await);
+    make_members(&one, &two).await;
+    let create = |replica| [("VOL_SIZE", "16"), ("EXTP_REPLICA", replica), ("EXTP_REPLICA_MODE", "async")];
+    let refused = one.call(Script::Create, DISK, &create("nobody")).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::NotFound, "{refused}");
+    assert!(refused.message.contains("nobody") && one.volume(DISK).await.is_none(), "{refused}");
+    assert!(one.client.deleted_volumes().await.unwrap().is_empty(), "nothing is left of it");
+    one.call(Script::Create, DISK, &create("two")).await.unwrap();
+
+    let replication = async |node: &Node| node.volume(DISK).await.unwrap().replication;
+    let kept = replication(&one).await.unwrap();
+    assert_eq!((kept.to.as_str(), kept.mode), ("two", ReplicationMode::Async));
+    let alone = ("VOL_OPEN_EXCLUSIVE", "True");
+    let sync = [alone, ("EXTP_REPLICA", "two")];
+    one.call(Script::Open, DISK, &sync).await.unwrap();
+    assert_eq!(replication(&one).await.unwrap().mode, ReplicationMode::Sync, "the parameter has changed");
+    one.call(Script::Open, DISK, &[alone]).await.unwrap();
+    assert!(
+        replication(&one).await.is_none() && two.client.replicas().await.unwrap().is_empty(),
+        "it is not asked for"
+    );
+    one.call(Script::Open, DISK, &sync).await.unwrap();
+
+    // The disk comes to its replica's node: the two change places, and the parameters say the same.
+    two.call(Script::Open, DISK, &sync).await.unwrap();
+    let task = two.client.take_volume(DISK).await.unwrap();
+    two.client.wait_for_task(task.id, Duration::from_secs(1), |_| {}).await.unwrap().into_result().unwrap();
+    let opened = two.call(Script::Open, DISK, &sync).await.unwrap();
+    assert!(opened.ends_with("by this node alone\n"), "{opened}");
+    assert_eq!(replication(&two).await.unwrap().to, "one");
+    assert_eq!(one.client.volume(DISK).await.unwrap().volume.home.as_deref(), Some("two"), "it says where the disk is");
+
+    // What somebody has taken away is asked for anew, and fails where it cannot be: the disk is opened all the same.
+    two.client.stop_replicating(DISK, false).await.unwrap();
+    let opened = two.call(Script::Open, DISK, &sync).await.unwrap();
+    assert!(opened.contains("its replica is not as asked for"), "{opened}");
+    two.call(Script::Open, DISK, &[alone, ("EXTP_REPLICA", "one")]).await.unwrap();
+    assert_eq!(replication(&two).await.unwrap().to, "one");
+    two.call(Script::Remove, DISK, &[]).await.unwrap();
+    assert!(
+        two.volume(DISK).await.is_none() && one.client.replicas().await.unwrap().is_empty(),
+        "it ends with the disk"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

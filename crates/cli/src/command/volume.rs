@@ -353,6 +353,7 @@ fn show(detail: &VolumeDetail, view: View) -> String {
     pairs(&[
         ("volume", volume.name.to_string()),
         ("id", volume.id.to_string()),
+        ("home", volume.home.clone().unwrap_or_else(|| "here".to_owned())),
         ("size", size(volume.size_bytes)),
         ("origin", volume.origin.clone().unwrap_or_else(|| "none".to_owned())),
         ("shared", counted(detail.shared_bytes, "that snapshots or other volumes hold too")),
@@ -360,7 +361,7 @@ fn show(detail: &VolumeDetail, view: View) -> String {
         ("unsealed", format!("{} written that no sealed snapshot holds", size(volume.dirty_bytes))),
         ("missing", missing(&detail.missing)),
         ("journals", format!("{journals}; folded beyond {}", size(detail.journal_limit_bytes))),
-        ("replica", replica::replicated(detail.replication.as_ref())),
+        ("replica", replica::replicated(volume.replication.as_ref())),
         ("rewind", rewind),
         ("kept", kept),
         ("schedule", super::schedule::line(detail.schedule.as_ref(), view)),
@@ -407,6 +408,8 @@ mod tests {
             dirty_bytes: 3 << 19,
             attached: vec!["nbd+unix:///web1?socket=/var/lib/brant/nbd/web1.sock".to_owned()],
             labels: [("owner".parse().unwrap(), "alice".to_owned())].into(),
+            replication: None,
+            home: None,
         }
     }
 
@@ -464,7 +467,6 @@ mod tests {
             journal_bytes: 2 << 20,
             own_journal_bytes: 1 << 20,
             journal_limit_bytes: 1 << 30,
-            replication: None,
             rewind: Some(Rewind {
                 for_ms: 5_400_000,
                 space_bytes: Some(20 << 30),

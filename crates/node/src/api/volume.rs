@@ -45,6 +45,12 @@ pub struct Volume {
     #[serde(default)]
     #[schema(value_type = BTreeMap<String, String>)]
     pub labels: BTreeMap<Name, String>,
+    /// How a replica of it is kept.
+    #[serde(default)]
+    pub replication: Option<Replication>,
+    /// The member where it is, where that is not the node that was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub home: Option<String>,
 }
 
 /// Asks to change the labels of a volume; those that are not named stay.
@@ -175,9 +181,6 @@ pub struct VolumeDetail {
     /// When snapshots of it are taken by themselves, where they are.
     #[serde(default)]
     pub schedule: Option<Schedule>,
-    /// How a replica of it is kept.
-    #[serde(default)]
-    pub replication: Option<Replication>,
     /// How many clients are connected to it.
     #[serde(default)]
     pub clients: u64,

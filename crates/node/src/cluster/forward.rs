@@ -73,6 +73,16 @@ pub(crate) async fn forward(State(node): State<Arc<Node>>, request: Request, nex
     }
 }
 
+/// Says in what is told of a volume at which member that is.
+fn say_home(home: &Name, volume: &Name, body: Vec<u8>) -> Vec<u8> {
+    if !serde_json::from_slice::<Volume>(&body).is_ok_and(|told| told.name == *volume) {
+        return body;
+    }
+    let Ok(serde_json::Value::Object(mut told)) = serde_json::from_slice(&body) else { return body };
+    told.insert("home".to_owned(), home.to_string().into());
+    serde_json::to_vec(&told).unwrap_or(body)
+}
+
 impl Node {
     async fn forward_to(
         self: &Arc<Self>,
@@ -91,13 +101,12 @@ impl Node {
         let Reply::Answered { status, body } = reply.map_err(|error| asked(error, &home.name))? else {
             return Err(asked(cluster::AskError::Unexpected, &home.name));
         };
+        let body = if status == 200 { say_home(&home.name, volume, body.into()) } else { body.into() };
         if resizes && status == 200 {
             self.follow_remote_size(volume, &body).await?;
         }
-        let response = Response::builder()
-            .status(status)
-            .header("content-type", "application/json")
-            .body(Body::from(Vec::from(body)));
+        let response =
+            Response::builder().status(status).header("content-type", "application/json").body(Body::from(body));
         response.map_err(|error| ApiError::from_error(ErrorCode::Internal, &error))
     }
 

@@ -19,8 +19,8 @@ use crate::node::Node;
 use crate::record::{Record as _, ScheduleRecord};
 use crate::snapshots::volume_error;
 
-/// How long a member may take to answer.
-const ANSWER: Duration = Duration::from_secs(5);
+/// How long a member may take to answer: whoever drives the node waits.
+const ANSWER: Duration = Duration::from_secs(3);
 
 impl Node {
     /// Makes this node the home of a volume of which it keeps a replica.
@@ -75,7 +75,10 @@ impl Node {
 
     /// Why something that was answered could be lost; an error where somebody else has the volume.
     async fn doubts(&self, name: &Name, record: &ReplicaRecord, home: &str) -> Result<Vec<String>, ApiError> {
-        match self.locate(name).await {
+        let question = Request::Find { volume: name.clone() };
+        let asking = self.cluster.peers.ask(record.home, &question, ANSWER);
+        let (location, asked) = tokio::join!(self.locate(name), asking);
+        match location {
             Location::At { home, .. } => {
                 return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is at {}, which answers", home.name))
                     .hint(format!("have it here: brant volume take {name}")));
@@ -87,7 +90,6 @@ impl Node {
             Location::Nowhere | Location::Unknown(_) => {}
         }
         let mut doubts = Vec::new();
-        let asked = self.cluster.peers.ask(record.home, &Request::Find { volume: name.clone() }, ANSWER).await;
         if let Ok(Reply::Absent | Reply::Elsewhere { .. }) = asked {
             doubts.push(format!("{home} answers, and does not have it any more"));
         }

@@ -10,6 +10,7 @@ mod listing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -47,6 +48,8 @@ pub(crate) struct Journal {
     layers: Mutex<Vec<Weak<Layer>>>,
     /// Segments that its root record names and that were not found so: it goes on to name them.
     damaged: Mutex<Vec<SegmentRecord>>,
+    /// Files that are of this journal or of another one, nobody knows which part of it.
+    strays: Mutex<Vec<Arc<PathBuf>>>,
     /// The segments that its root record names.
     listed: Mutex<BTreeSet<u32>>,
     /// How many records were appended.
@@ -115,6 +118,7 @@ impl Journal {
             appender: Mutex::default(),
             layers: Mutex::default(),
             damaged: Mutex::default(),
+            strays: Mutex::default(),
             listed: Mutex::default(),
             appended: AtomicU64::new(0),
             synced: AtomicU64::new(0),
@@ -131,6 +135,17 @@ impl Journal {
     pub(crate) fn number_is_used(&self, number: u32) {
         let mut appender = self.appender.lock();
         appender.next_segment = appender.next_segment.max(number.saturating_add(1));
+    }
+
+    /// Keeps a file that has a damaged header until all journals are gone that it may belong to.
+    pub(crate) fn keep_stray(&self, path: Arc<PathBuf>) {
+        self.strays.lock().push(path);
+    }
+
+    /// Deletes the files that only this journal kept, as nothing refers to it any more.
+    pub(crate) fn delete_strays(&self) {
+        let strays = std::mem::take(&mut *self.strays.lock());
+        strays.into_iter().filter_map(Arc::into_inner).for_each(|path| self.files.delete(&path));
     }
 
     /// Goes on to name a segment that was not found as the root record says, so that the next process finds out too.

@@ -119,6 +119,9 @@ impl Volumes {
             journals.insert(layer.journal.id(), layer.journal.clone());
         }
         for journal in journals.values() {
+            if journal.layers().is_empty() {
+                journal.delete_strays();
+            }
             // Whoever tidies it does this too.
             let Some(mut moving) = journal.tidying.try_lock() else { continue };
             let uncovered = journal.uncovered(|_| true);

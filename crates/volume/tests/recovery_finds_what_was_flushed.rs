@@ -285,6 +285,22 @@ fn a_lost_frozen_journal_is_damage_and_a_stray_one_is_deleted() {
 }
 
 #[test]
+fn a_file_of_which_nobody_knows_what_it_is_goes_with_its_journal() {
+    let node = Node::new();
+    let volumes = node.open();
+    volumes.create(&name(), DISK as u64).unwrap().write(0, &noise(1, SECTOR), Durability::Power).unwrap();
+    drop(volumes);
+    // Both headers name the journal, and neither is right.
+    let journal = node.journals()[0].clone();
+    Harm::Flip(60).apply(&journal);
+    Harm::Flip(124).apply(&journal);
+    let volumes = node.open();
+    assert_eq!(node.journals(), [journal], "somebody may want to look at it");
+    volumes.remove(&name()).unwrap();
+    assert!(node.journals().is_empty());
+}
+
+#[test]
 fn a_journal_of_a_newer_version_is_refused() {
     let node = Node::new();
     let volume = node.open().create(&name(), DISK as u64).unwrap();

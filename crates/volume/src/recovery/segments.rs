@@ -147,6 +147,8 @@ fn identify(
         |journal: &Arc<Journal>| Some((journal.clone(), SegmentHeader::decode_head(journal.keys(), &head).ok()?));
     let Some((journal, SegmentHeader { id, end })) = journals.iter().find_map(decoded) else {
         tracing::warn!(path = %path.display(), "nobody knows which part of its journal a damaged file is");
+        let stray = Arc::new(path.to_owned());
+        journals.iter().for_each(|journal| journal.keep_stray(stray.clone()));
         return Ok(None);
     };
     // Before the second header is written over, the first is made whole.

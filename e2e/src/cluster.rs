@@ -5,6 +5,7 @@
 //! test however that ends; nothing outside the world's directory is written, and the host's own Ganeti, if it has one, sees
 //! nothing of it.
 
+mod moving;
 mod node;
 
 use std::ops::Deref;
@@ -13,6 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+pub use moving::JobEnd;
 pub use node::{ClusterNode, Printed};
 use testkit::world::Indexer;
 use testkit::{Service, World, wait};

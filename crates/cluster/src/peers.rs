@@ -117,15 +117,41 @@ impl Peers {
         }
     }
 
-    /// Ends the connections to who is no member any more, or does not answer.
-    pub fn forget(&self, member: EndpointId) {
-        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost: Vec<_> = slots.extract_if((member, 0)..=(member, LANES), |_, _| true).collect();
-        drop(slots);
-        for (_, slot) in lost {
-            if let Some(connection) = slot.try_lock().ok().and_then(|mut slot| slot.take()) {
-                connection.close();
+    /// Asks a member what may be asked twice: over a new connection where the one that there is brings no answer. A member that was killed and
+    /// has begun anew does not know the connections of before, and nobody else says so for a while.
+    ///
+    /// # Errors
+    /// When it does not answer in time over either, or refuses.
+    pub async fn ask_anew(&self, member: EndpointId, request: &Request, patience: Duration) -> Result<Reply, AskError> {
+        let first = self.ask(member, request, patience / 3).await;
+        if !matches!(first, Err(AskError::TimedOut | AskError::Transport(_) | AskError::Message(_))) {
+            return first;
+        }
+        for (lane, slot) in self.take_lanes(member) {
+            // If it is only slow, what it is asked beside this goes on.
+            if lane != 0 {
+                close(&slot);
             }
         }
+        self.ask(member, request, patience - patience / 3).await
+    }
+
+    fn take_lanes(&self, member: EndpointId) -> Vec<(Lane, Slot)> {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        let lanes = slots.extract_if((member, 0)..=(member, LANES), |_, _| true);
+        lanes.map(|((_, lane), slot)| (lane, slot)).collect()
+    }
+
+    /// Ends the connections to who is no member any more, or does not answer.
+    pub fn forget(&self, member: EndpointId) {
+        for (_, slot) in self.take_lanes(member) {
+            close(&slot);
+        }
+    }
+}
+
+fn close(slot: &Slot) {
+    if let Some(connection) = slot.try_lock().ok().and_then(|mut slot| slot.take()) {
+        connection.close();
     }
 }

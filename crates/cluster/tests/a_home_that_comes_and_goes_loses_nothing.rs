@@ -366,3 +366,41 @@ async fn a_range_beyond_the_end_and_a_volume_that_is_refused_are_errors_and_paus
     let read = tokio::time::timeout(Duration::from_millis(300), other.read(0, BLOCK)).await;
     assert!(read.is_err(), "it waits");
 }
+
+/// Connects to one endpoint at first, and to another one from then on.
+#[derive(Debug)]
+struct Successors {
+    dialer: Dialer,
+    first: EndpointId,
+    then: EndpointId,
+    dialed: AtomicBool,
+}
+
+impl Connector for Successors {
+    fn connect(&self, _: EndpointId) -> BoxFuture<'_, Result<Arc<dyn Connection>, TransportError>> {
+        let again = self.dialed.swap(true, Ordering::AcqRel);
+        self.dialer.connect(if again { self.then } else { self.first })
+    }
+}
+
+#[tokio::test]
+async fn who_was_killed_and_has_begun_anew_is_asked_over_a_new_connection() {
+    let setting = Setting::new();
+    // Nobody says that the process behind the first connection has gone.
+    let first = test_endpoint();
+    let gone = setting.network.join(first);
+    tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Some(incoming) = gone.accept().await {
+            kept.push(incoming.await);
+        }
+    });
+    let dialer = Dialer(setting.network.join(test_endpoint()));
+    let successors = Successors { dialer, first, then: setting.endpoint, dialed: AtomicBool::new(false) };
+    let peers = Peers::new(Arc::new(successors));
+    let find = Request::Find { volume: "web1".parse().unwrap() };
+    let silent = peers.ask(setting.endpoint, &find, Duration::from_millis(50)).await;
+    assert!(matches!(silent, Err(AskError::TimedOut)), "{silent:?}");
+    let answered = peers.ask_anew(setting.endpoint, &find, Duration::from_secs(3)).await;
+    assert!(matches!(answered, Ok(Reply::Absent)), "{answered:?}");
+}

@@ -292,8 +292,18 @@ async fn promote(session: &Session<'_>, name: &Name, gone: ApiError) -> Result<(
     }
 }
 
+/// Takes notice that this node uses the disk no more. Where a migration is cleaned up nothing else is called at the node that has lost, so
+/// what nobody is connected to is released; before the node uses the disk again, it is attached again.
 async fn close(session: &Session<'_>, name: &Name) -> Result<String, ApiError> {
-    found(session, name).await.map(|_| format!("{name} is closed\n"))
+    found(session, name).await?;
+    match session.ask(session.client.detach(name.as_str(), false)).await {
+        Err(error) if error.code == ErrorCode::NotFound => {}
+        Err(error) if error.code == ErrorCode::Conflict => {
+            return Ok(format!("{name} is closed; somebody still uses it\n"));
+        }
+        outcome => drop(outcome?),
+    }
+    Ok(format!("{name} is closed\n"))
 }
 
 /// Keeps the bucket of the parameters with the volume, where `brant ganeti snapshot` finds it.

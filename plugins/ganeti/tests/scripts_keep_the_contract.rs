@@ -82,6 +82,9 @@ async fn a_disk_lives_from_create_to_remove() {
     let volume = node.volume(DISK).await.unwrap();
     assert_eq!(volume.labels[&ganeti::label::INSTANCE.parse().unwrap()], "web2.example.org", "it was renamed");
     node.call(Script::Close, DISK, &[]).await.unwrap();
+    assert!(!node.socket(DISK).exists(), "nobody may call anything else where a migration has been cleaned up");
+    node.call(Script::Close, DISK, &[]).await.unwrap();
+    node.call(Script::Attach, DISK, &[]).await.unwrap();
     node.call(Script::Verify, DISK, &[]).await.unwrap();
     node.call(Script::Detach, DISK, &[]).await.unwrap();
     node.call(Script::Detach, DISK, &[]).await.unwrap();
@@ -106,6 +109,8 @@ async fn what_somebody_uses_is_not_taken_away() {
         let refused = node.call(script, DISK, &[]).await.unwrap_err();
         assert!(refused.message.contains("is in use: 1 client is connected"), "{refused}");
     }
+    let printed = node.call(Script::Close, DISK, &[]).await.unwrap();
+    assert!(printed.contains("somebody still uses it") && node.socket(DISK).exists(), "{printed}");
     // Who is gone a moment later is waited for.
     let going = tokio::task::spawn_blocking(move || drop(guest));
     node.call(Script::Detach, DISK, &[]).await.unwrap();

@@ -36,9 +36,8 @@ impl Node {
         let members = self.cluster.moves.members();
         let ask = async |member: Member| {
             let request = Request::Find { volume: volume.clone() };
-            let answer = self.cluster.peers.ask(member.endpoint, &request, ANSWER).await;
+            let answer = self.cluster.peers.ask_anew(member.endpoint, &request, ANSWER).await;
             if matches!(answer, Err(AskError::TimedOut)) {
-                // A node that was killed and has begun anew does not know the connection.
                 self.cluster.peers.forget(member.endpoint);
             }
             (member, answer)

@@ -3,35 +3,11 @@
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Cluster, ClusterNode, Switch};
-use testkit::{World, wait};
+use testkit::World;
 
 /// How an instance is added, apart from its disks and its name.
 const ADD: &str = "gnt-instance add -t ext -o marked+default --no-name-check --no-ip-check --no-start --net 0:ip=none \
                    -n node1.cluster1.test";
-
-/// The number of a record that the guest has just said to be durable.
-fn record(node: &ClusterNode, instance: &str) -> Result<u64> {
-    let said = node.console(instance, "BRANT record ")?;
-    let number = said.rsplit(' ').next().and_then(|number| number.parse().ok());
-    number.with_context(|| format!("a number: {said}"))
-}
-
-/// Waits until the guest has made a record durable behind that of a number. What it said last is said again where it has moved.
-fn goes_on(node: &ClusterNode, instance: &str, behind: u64) -> Result<u64> {
-    wait::until("the guest goes on", || Ok(Some(record(node, instance)?).filter(|number| *number > behind)))
-}
-
-/// Waits until all disks of an instance are at one node, and none at the other.
-fn comes_to(here: &ClusterNode, there: &ClusterNode, instance: &str, disks: usize) -> Result<()> {
-    wait::until("the disks have come", || {
-        let tasks = here.json(&["task", "list"])?;
-        let mut tasks = tasks.as_array().context("a list")?.iter();
-        let moves = tasks.any(|task| task["kind"] == "take" && task["state"] == "running");
-        Ok((!moves && here.volumes_of(instance)?.len() == disks).then_some(()))
-    })?;
-    ensure!(there.volumes_of(instance)?.is_empty(), "each has one home");
-    Ok(())
-}
 
 /// Stops an instance and looks whether all records are there, at a node; the guest goes on with further ones.
 fn has_kept(cluster: &Cluster, node: &ClusterNode, instance: &str, promised: u64) -> Result<()> {
@@ -57,13 +33,14 @@ fn live_and_not_there_and_back() -> Result<()> {
     ensure!(shown["members"][0]["reachable"] == true, "{shown}");
     moves_live(&cluster, "user1", "export=userspace,access=userspace")?;
     moves_live(&cluster, "kernel1", "export=kernel")?;
+    is_exported_where_it_runs(&cluster, "kernel1")?;
     fails_over(&cluster, "user1")?;
     starts_at_the_other_node(&cluster, "kernel1")?;
     cluster.gnt("gnt-instance stop --timeout=2 kernel1")?;
+    is_made_anew_at_either_node(&cluster, "kernel1")?;
     says_that_a_home_is_down(&mut cluster, "user1")?;
-    for instance in ["user1", "kernel1"] {
-        cluster.gnt(&format!("gnt-instance remove -f --shutdown-timeout=2 {instance}"))?;
-    }
+    leaves_an_orphan(&mut cluster, "user1")?;
+    cluster.gnt("gnt-instance remove -f --shutdown-timeout=2 kernel1")?;
     for node in &cluster.nodes {
         ensure!(node.json(&["volume", "list"])?.as_array().is_some_and(Vec::is_empty), "no volume is left");
         ensure!(node.json(&["attach"])?.as_array().is_some_and(Vec::is_empty), "nothing is attached any more");
@@ -77,31 +54,31 @@ fn moves_live(cluster: &Cluster, instance: &str, parameters: &str) -> Result<()>
     cluster.gnt(&format!("{ADD} --disk 0:size=64M,provider=brant,{parameters} {instance}"))?;
     cluster.start_instance(instance, "brant.format brant.records=100000")?;
     // Not while it boots: QEMU's emulated processor has been seen to hang where it was moved then.
-    let before = goes_on(one, instance, 50)?;
+    let before = one.goes_on(instance, 50)?;
     cluster.gnt(&format!("gnt-instance migrate -f -n node2.cluster1.test {instance}"))?;
-    let after = goes_on(two, instance, before)?;
-    comes_to(two, one, instance, 1)?;
-    goes_on(two, instance, after).map(drop)
+    let after = two.goes_on(instance, before)?;
+    two.has_disks(one, instance, 1)?;
+    two.goes_on(instance, after).map(drop)
 }
 
 /// From the second node to the first, by a stop and a start.
 fn fails_over(cluster: &Cluster, instance: &str) -> Result<()> {
     let [one, two] = &cluster.nodes[..] else { unreachable!("two nodes") };
-    let promised = record(two, instance)?;
+    let promised = two.record(instance)?;
     cluster.gnt(&format!("gnt-instance failover -f --shutdown-timeout=2 -n node1.cluster1.test {instance}"))?;
-    comes_to(one, two, instance, 1)?;
+    one.has_disks(two, instance, 1)?;
     has_kept(cluster, one, instance, promised)
 }
 
 /// At the first node again, with Ganeti told only that it is another one's instance now.
 fn starts_at_the_other_node(cluster: &Cluster, instance: &str) -> Result<()> {
     let [one, two] = &cluster.nodes[..] else { unreachable!("two nodes") };
-    let promised = record(two, instance)?;
+    let promised = two.record(instance)?;
     cluster.gnt(&format!("gnt-instance stop --timeout=2 {instance}"))?;
     cluster.gnt(&format!("gnt-instance failover -f -n node1.cluster1.test {instance}"))?;
     cluster.gnt(&format!("gnt-instance grow-disk {instance} 0 16M"))?;
     cluster.start_instance(instance, "brant.check brant.records=100000")?;
-    comes_to(one, two, instance, 1)?;
+    one.has_disks(two, instance, 1)?;
     has_kept(cluster, one, instance, promised)
 }
 
@@ -115,5 +92,67 @@ fn says_that_a_home_is_down(cluster: &mut Cluster, instance: &str) -> Result<()>
     let script = ["sh", "-c", "cd /usr/share/ganeti/extstorage/brant && ./attach"];
     let printed = cluster.nodes[1].run(&[&environment[..], &script].concat())?;
     ensure!(!printed.success && printed.stderr.contains("node1, which does not answer"), "{}", printed.all());
-    cluster.nodes[0].start_brant()
+    Ok(())
+}
+
+/// The second node has the disk, and Ganeti's master, which has the definition, is the first one.
+fn is_exported_where_it_runs(cluster: &Cluster, instance: &str) -> Result<()> {
+    let two = &cluster.nodes[1];
+    two.brant(&["bucket", "create", "vms"])?;
+    let refused = two.try_brant(&["ganeti", "export", instance, "vms/exported"])?;
+    ensure!(
+        !refused.success && refused.all().contains("ssh node1.cluster1.test brant ganeti definition"),
+        "{}",
+        refused.all()
+    );
+    std::fs::write(two.path("/srv/definition"), cluster.brant(&["ganeti", "definition", instance])?)?;
+    two.brant(&["ganeti", "export", instance, "vms/exported", "--definition", "/srv/definition", "--wait"])?;
+    let taken = two.json(&["snapshot", "show", "vms/exported"])?;
+    ensure!(taken["state"] == "sealed", "{taken}");
+    // Ganeti's own export, over the network to the other node.
+    cluster.gnt(&format!("gnt-backup export --noshutdown -n node1.cluster1.test {instance}"))?;
+    let exported = cluster.path(&format!("/var/lib/ganeti/export/{instance}"));
+    ensure!(std::fs::read_dir(&exported)?.count() >= 2, "the export is there");
+    ensure!(two.json(&["volume", "list"])?.as_array().is_some_and(|all| all.len() == 2), "the .snap is gone");
+    Ok(())
+}
+
+/// At the node that it is at, and at the other one, once the old disks have gone.
+fn is_made_anew_at_either_node(cluster: &Cluster, instance: &str) -> Result<()> {
+    let [one, two] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let disk = one.volumes_of(instance)?.pop().context("one volume")?;
+    let elsewhere = format!("gnt-instance recreate-disks -n node2.cluster1.test {instance}");
+    let refused = cluster.gnt_fails(&elsewhere)?;
+    ensure!(refused.contains("there is a volume"), "a disk that is at the other node is not replaced: {refused}");
+    one.brant(&["volume", "remove", &disk])?;
+    cluster.gnt(&elsewhere)?;
+    ensure!(two.volumes_of(instance)? == [disk.as_str()] && one.volumes_of(instance)?.is_empty(), "at the other node");
+    cluster.gnt(&format!("gnt-instance deactivate-disks {instance}"))?;
+    two.brant(&["volume", "remove", &disk])?;
+    cluster.gnt(&format!("gnt-instance recreate-disks {instance}"))?;
+    ensure!(two.volumes_of(instance)? == [disk.as_str()], "at the same node");
+    Ok(())
+}
+
+/// Ganeti forgets the disk of an instance that it removes while the node is down.
+fn leaves_an_orphan(cluster: &mut Cluster, instance: &str) -> Result<()> {
+    cluster.gnt(&format!("gnt-instance remove -f --ignore-failures {instance}"))?;
+    cluster.nodes[0].start_brant()?;
+    let [one, two] = &cluster.nodes[..] else { unreachable!("two nodes") };
+    let disk = one.volumes_of(instance)?.pop().context("the volume stays")?;
+    ensure!(two.json(&["ganeti", "orphans"])? == serde_json::json!([]), "the other instance's disk is none");
+    one.brant(&["attach", &disk])?;
+    let left = one.json(&["ganeti", "orphans", "--remove"])?;
+    let is_left = left[0]["volume"] == disk.as_str() && left[0]["instance"] == instance && left[0]["removed"] == false;
+    ensure!(
+        is_left && left[1].is_null() && one.volumes_of(instance)? == [disk.as_str()],
+        "what is used is left: {left}"
+    );
+    one.brant(&["detach", &disk])?;
+    let shown = one.brant(&["ganeti", "orphans"])?;
+    ensure!(shown.contains(&disk) && shown.contains("unused"), "{shown}");
+    ensure!(one.json(&["ganeti", "orphans", "--remove"])?[0]["removed"] == true, "it is removed");
+    let deleted = one.json(&["volume", "list", "--deleted"])?;
+    ensure!(deleted.as_array().is_some_and(|all| all.iter().any(|one| one["name"] == disk.as_str())), "{deleted}");
+    Ok(())
 }

@@ -13,6 +13,9 @@ const SOCKET: &str = "/run/ganeti/socket/ganeti-query";
 /// The file that names the master, on every node.
 const MASTER: &str = "/var/lib/ganeti/ssconf_master_node";
 
+/// The file that names all instances, on every node.
+const INSTANCES: &str = "/var/lib/ganeti/ssconf_instance_list";
+
 /// What ends a message.
 const END: u8 = 3;
 
@@ -50,11 +53,12 @@ pub enum LuxiError {
 pub struct Luxi {
     socket: PathBuf,
     master: PathBuf,
+    instances: PathBuf,
 }
 
 impl Default for Luxi {
     fn default() -> Self {
-        Self { socket: SOCKET.into(), master: MASTER.into() }
+        Self { socket: SOCKET.into(), master: MASTER.into(), instances: INSTANCES.into() }
     }
 }
 
@@ -116,6 +120,26 @@ impl Luxi {
     }
 }
 
+impl Luxi {
+    /// The names of all instances of the cluster: as the master knows them, and on another node as it was last told by the master.
+    ///
+    /// # Errors
+    /// When neither is to be had.
+    pub fn instances(&self) -> Result<Vec<String>, LuxiError> {
+        match self.query("instance", &["name"], &Value::Null) {
+            Ok(rows) => {
+                let name = |row: Vec<Value>| row.into_iter().next()?.as_str().map(str::to_owned);
+                rows.into_iter().map(|row| name(row).ok_or(LuxiError::Answer)).collect()
+            }
+            Err(error @ LuxiError::NotMaster { .. }) => {
+                let told = std::fs::read_to_string(&self.instances).map_err(|_| error)?;
+                Ok(told.lines().map(str::to_owned).collect())
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// What a refusal says: `[KIND, [TEXT, CODE]]`, or something else.
 fn refusal(result: &Value) -> LuxiError {
     let text = result[1][0].as_str().map_or_else(|| result.to_string(), str::to_owned);
@@ -128,6 +152,11 @@ mod tests {
 
     use super::*;
 
+    fn luxi_in(directory: &Path) -> Luxi {
+        let place = |name| directory.join(name);
+        Luxi { socket: place("query"), master: place("master"), instances: place("instances") }
+    }
+
     fn answering(answer: &'static str) -> (tempfile::TempDir, Luxi) {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("query");
@@ -138,7 +167,7 @@ mod tests {
             while client.read(&mut byte).unwrap() == 1 && byte[0] != END {}
             client.write_all(answer.as_bytes()).unwrap();
         });
-        let luxi = Luxi { socket, master: directory.path().join("master") };
+        let luxi = luxi_in(directory.path());
         (directory, luxi)
     }
 
@@ -169,10 +198,34 @@ mod tests {
     #[test]
     fn another_node_names_the_master() {
         let directory = tempfile::tempdir().unwrap();
-        let luxi = Luxi { socket: directory.path().join("query"), master: directory.path().join("master") };
+        let luxi = luxi_in(directory.path());
         assert!(matches!(luxi.call("Query", &json!([])).unwrap_err(), LuxiError::Connect(_)));
         std::fs::write(&luxi.master, "node1.example.invalid\n").unwrap();
         let error = luxi.call("Query", &json!([])).unwrap_err();
         assert!(error.to_string().ends_with("it is node1.example.invalid"), "{error}");
+    }
+    #[test]
+    fn all_instances_are_told_by_the_master_or_by_what_it_has_told() {
+        let (_directory, luxi) =
+            answering("{\"success\":true,\"result\":{\"data\":[[[0,\"web1\"]],[[0,\"web2\"]]]}}\x03");
+        assert_eq!(luxi.instances().unwrap(), ["web1", "web2"]);
+        let (_directory, luxi) = answering("{\"success\":true,\"result\":{\"data\":[[[2,null]]]}}\x03");
+        assert!(
+            matches!(luxi.instances().unwrap_err(), LuxiError::Answer),
+            "an instance without a name is none that is gone"
+        );
+
+        let directory = tempfile::tempdir().unwrap();
+        let luxi = luxi_in(directory.path());
+        std::fs::write(&luxi.master, "node1.example.invalid\n").unwrap();
+        assert!(
+            matches!(luxi.instances().unwrap_err(), LuxiError::NotMaster { .. }),
+            "nothing is known: nothing is gone"
+        );
+        std::fs::write(&luxi.instances, "web1\nweb2\n").unwrap();
+        assert_eq!(luxi.instances().unwrap(), ["web1", "web2"]);
+        // The master's own daemon is asked or nobody.
+        std::fs::write(&luxi.master, "").unwrap();
+        assert!(matches!(luxi.instances().unwrap_err(), LuxiError::Connect(_)));
     }
 }

@@ -1,6 +1,7 @@
 //! `brant ganeti`: disks of Ganeti's instances as volumes of this node.
 
 mod moving;
+mod orphans;
 
 use std::path::PathBuf;
 
@@ -99,6 +100,18 @@ enum Verb {
         #[arg(value_name = "INSTANCE")]
         instance: String,
     },
+    /// List the volumes here that belong to no instance any more
+    ///
+    /// Ganeti forgets a disk whose node does not answer when its instance is removed; the volume stays. To be run on every node. On another node than
+    /// Ganeti's master, the instances are those that the master has told this node of last.
+    #[command(after_long_help = "Examples:
+  brant ganeti orphans
+  brant ganeti orphans --remove")]
+    Orphans {
+        /// Remove those that are not attached; they can be taken back for a while
+        #[arg(long)]
+        remove: bool,
+    },
     /// Do what Ganeti calls a script of the provider for
     ///
     /// What is asked for is in the environment. Ganeti runs this by itself.
@@ -135,6 +148,7 @@ pub(crate) async fn run(context: &Context, node: Option<&str>, arguments: Argume
         Verb::Export(arguments) => moving::export(context, arguments).await,
         Verb::Create(arguments) => moving::create(context, *arguments).await,
         Verb::Definition { instance } => moving::definition(&instance),
+        Verb::Orphans { remove } => orphans::run(context, remove).await,
         Verb::Provider { script } => {
             let printed = ganeti::run(&context.client, script, environment(), &Settings::default()).await?;
             Output::raw(printed.as_bytes())

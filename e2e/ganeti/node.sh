@@ -6,6 +6,8 @@
 # It is node NUMBER of the NODES of a cluster; clusters have numbers, too. Everything that it writes is in DIRECTORY; KEYS has the
 # ssh keys that all nodes share. It prints "node ready" once Ganeti can be set up; whoever started it then connects br0.
 #
+# Run again in the same directory, it is the same node after a loss of power: what was on its disk is there.
+#
 # Nothing of the host's Ganeti is seen or changed. Whoever kills this process ends everything in the node.
 set -euo pipefail
 cluster=$1 number=$2 nodes=$3 directory=$4 keys=$5 home=/root
@@ -40,7 +42,7 @@ rm -f /etc/resolv.conf
 : >/etc/resolv.conf
 : >/etc/default/ganeti
 mkdir -p /srv/ganeti/os /var/lib/ganeti/export
-cp -r "$here/os" /srv/ganeti/os/marked
+[ -d /srv/ganeti/os/marked ] || cp -r "$here/os" /srv/ganeti/os/marked
 chmod 755 /srv/ganeti/os/marked/{create,export,import,rename,verify}
 
 ip link set lo up

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 pub use moving::JobEnd;
-pub use node::{ClusterNode, Printed};
+pub use node::{ClusterNode, Listener, Printed};
 use testkit::world::Indexer;
 use testkit::{Service, World, wait};
 use xtask::images::Kernel;
@@ -118,6 +118,16 @@ impl Switch {
         ip(switch, &format!("link set {port} master sw0 up"))?;
         ip(init, "link set eth0 master br0 up")
     }
+
+    /// Takes a node's network away, at once.
+    fn disconnect(&self, address: &Address) -> Result<()> {
+        let (switch, port) = (self.process.id(), format!("c{}n{}", address.cluster, address.number));
+        wait::until("the port is gone", || {
+            // With the node's own network it goes by itself, a moment later.
+            let _ = ip(switch, &format!("link del {port}"));
+            Ok(ip(switch, &format!("link show {port}")).is_err().then_some(()))
+        })
+    }
 }
 
 /// What a node is called, and where it is.
@@ -217,8 +227,25 @@ impl Cluster {
         self.nodes.iter().try_for_each(|node| node.login(indexer, token))
     }
 
+    /// Stops an instance and looks whether all records are there, at a node; the guest goes on with further ones.
+    ///
+    /// # Errors
+    /// When some are missing, or Ganeti cannot.
+    pub fn has_kept(&self, node: &ClusterNode, instance: &str, promised: u64) -> Result<()> {
+        self.gnt(&format!("gnt-instance stop --timeout=2 {instance}"))?;
+        let started = self.start_instance(instance, "brant.check brant.records=100000");
+        started.with_context(|| format!("{} says:\n{}", node.name(), node.log()))?;
+        let said = node.console(instance, "BRANT records")?;
+        let kept: u64 = said.rsplit(' ').next().context("a number")?.parse()?;
+        ensure!(kept >= promised, "{promised} records were durable, {kept} are there");
+        Ok(())
+    }
+
     /// Waits until the master finds all nodes online.
-    fn await_online(&self) -> Result<()> {
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn await_online(&self) -> Result<()> {
         wait::until("all nodes are online", || {
             let listed = self.gnt("gnt-node list --no-headers --separator=: -o name,mfree,offline")?;
             let online = listed.lines().filter(|line| line.ends_with(":N") && !line.contains('?')).count();

@@ -29,7 +29,7 @@ pub fn brant() -> PathBuf {
     std::env::var_os("BRANT_BIN").map_or_else(|| workspace::target().join("debug/brant"), PathBuf::from)
 }
 
-pub use cluster::{Cluster, ClusterNode, JobEnd, Printed, Switch, can_run_ganeti_or_skip};
+pub use cluster::{Cluster, ClusterNode, JobEnd, Listener, Printed, Switch, can_run_ganeti_or_skip};
 pub use host::{Host, host_or_skip, is_inside};
 pub use judges::Judges;
 pub use load::Load;

@@ -2,23 +2,12 @@
 //! notice nothing, and what they made durable is there.
 
 use anyhow::{Context as _, Result, ensure};
-use e2e::{Cluster, ClusterNode, Switch};
+use e2e::{Cluster, Switch};
 use testkit::World;
 
 /// How an instance is added, apart from its disks and its name.
 const ADD: &str = "gnt-instance add -t ext -o marked+default --no-name-check --no-ip-check --no-start --net 0:ip=none \
                    -n node1.cluster1.test";
-
-/// Stops an instance and looks whether all records are there, at a node; the guest goes on with further ones.
-fn has_kept(cluster: &Cluster, node: &ClusterNode, instance: &str, promised: u64) -> Result<()> {
-    cluster.gnt(&format!("gnt-instance stop --timeout=2 {instance}"))?;
-    let started = cluster.start_instance(instance, "brant.check brant.records=100000");
-    started.with_context(|| format!("{} says:\n{}", node.name(), node.log()))?;
-    let said = node.console(instance, "BRANT records")?;
-    let kept: u64 = said.rsplit(' ').next().context("a number")?.parse()?;
-    ensure!(kept >= promised, "{promised} records were durable, {kept} are there");
-    Ok(())
-}
 
 #[test]
 fn live_and_not_there_and_back() -> Result<()> {
@@ -67,7 +56,7 @@ fn fails_over(cluster: &Cluster, instance: &str) -> Result<()> {
     let promised = two.record(instance)?;
     cluster.gnt(&format!("gnt-instance failover -f --shutdown-timeout=2 -n node1.cluster1.test {instance}"))?;
     one.has_disks(two, instance, 1)?;
-    has_kept(cluster, one, instance, promised)
+    cluster.has_kept(one, instance, promised)
 }
 
 /// At the first node again, with Ganeti told only that it is another one's instance now.
@@ -79,7 +68,7 @@ fn starts_at_the_other_node(cluster: &Cluster, instance: &str) -> Result<()> {
     cluster.gnt(&format!("gnt-instance grow-disk {instance} 0 16M"))?;
     cluster.start_instance(instance, "brant.check brant.records=100000")?;
     one.has_disks(two, instance, 1)?;
-    has_kept(cluster, one, instance, promised)
+    cluster.has_kept(one, instance, promised)
 }
 
 /// What the other node says when a disk is attached there, as it would be off a dead node.

@@ -4,11 +4,14 @@ use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use testkit::world::Indexer;
-use testkit::{Service, World};
+use testkit::{Service, World, wait};
 use xtask::process::run_apart;
 
 use super::{Address, Switch, only_child};
@@ -22,6 +25,40 @@ const GUEST_LIMIT: Duration = Duration::from_mins(2);
 /// Where the brant node's directory is. Loop devices are the machine's, whatever namespaces it is divided into, and are told apart by the
 /// paths of their files: so the directories have names of their own.
 const BRANT_DIRECTORIES: &str = "/srv/brant";
+
+/// How a guest says that a record is durable, before its number.
+const RECORD: &str = "BRANT record ";
+
+fn record_of(line: &str) -> Option<u64> {
+    line.trim().split_once(RECORD)?.1.parse().ok()
+}
+
+/// What a guest has said to be durable.
+#[derive(Debug)]
+pub struct Listener {
+    last: Arc<AtomicU64>,
+    thread: JoinHandle<()>,
+}
+
+impl Listener {
+    /// Waits until the guest has made a record durable behind that of a number.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn goes_on(&self, behind: u64) -> Result<u64> {
+        let last = || self.last.load(Ordering::Acquire);
+        wait::until("the guest goes on", || Ok(Some(last()).filter(|number| *number > behind)))
+    }
+
+    /// Waits until the guest is dead; the last record that it has said to be durable.
+    ///
+    /// # Errors
+    /// When it lives.
+    pub fn ended(self) -> Result<u64> {
+        wait::until("the guest is dead", || Ok(self.thread.is_finished().then_some(())))?;
+        Ok(self.last.load(Ordering::Acquire))
+    }
+}
 
 /// What a program printed, and whether it ended well.
 #[derive(Debug)]
@@ -47,9 +84,12 @@ impl Printed {
 pub struct ClusterNode {
     /// `nsenter`, whose child is the brant node; that one ends with the namespaces at the latest.
     brant: Option<Service>,
-    _namespaces: Service,
+    /// None while the node is dead.
+    namespaces: Option<Service>,
     /// The first process in the namespaces, as the host numbers it.
     init: u32,
+    /// Its arguments.
+    words: Vec<String>,
     address: Address,
     directory: PathBuf,
     program: PathBuf,
@@ -63,19 +103,51 @@ impl ClusterNode {
     pub(super) fn start(world: &World, switch: &Switch, address: Address, nodes: usize) -> Result<Self> {
         let directory = world.path(&address.name());
         std::fs::create_dir_all(&directory)?;
-        let assets = xtask::workspace::root().join("e2e/ganeti");
-        let mut command = Command::new("unshare");
-        command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]);
-        command.arg(assets.join("node.sh")).args([address.cluster, address.number, nodes].map(|n| n.to_string()));
-        command.arg(&directory).arg(&switch.keys);
-        let namespaces = Service::start(&address.name(), &mut command, "node ready", &directory.join("node.log"))?;
-        let init = only_child(namespaces.id())?;
-        switch.connect(init, &address)?;
+        let script = xtask::workspace::root().join("e2e/ganeti/node.sh");
+        let words = [script.as_path(), &directory, &switch.keys].map(|path| path.to_string_lossy().into_owned());
+        let [script, place, keys] = words;
+        let numbers = [address.cluster, address.number, nodes].map(|number| number.to_string());
+        let words = std::iter::once(script).chain(numbers).chain([place, keys]).collect();
         let program = crate::brant();
-        let mut node = Self { brant: None, _namespaces: namespaces, init, address, directory, program };
-        node.start_brant()?;
+        let mut node = Self { brant: None, namespaces: None, init: 0, words, address, directory, program };
+        node.power_on(switch)?;
         node.brant(&["ganeti", "install"])?;
         Ok(node)
+    }
+
+    /// Starts the machine, so to say, and brant on it.
+    fn power_on(&mut self, switch: &Switch) -> Result<()> {
+        let mut command = Command::new("unshare");
+        command.args(["--net", "--mount", "--pid", "--uts", "--ipc", "--fork", "--kill-child", "--mount-proc"]);
+        let log = self.directory.join("node.log");
+        let namespaces = Service::start(&self.address.name(), command.args(&self.words), "node ready", &log)?;
+        self.init = only_child(namespaces.id())?;
+        self.namespaces = Some(namespaces);
+        switch.connect(self.init, &self.address)?;
+        self.start_brant()
+    }
+
+    /// Lets the machine lose its power: all that runs there is killed at once, and its network is gone.
+    ///
+    /// # Errors
+    /// When its first process cannot be waited for.
+    pub fn power_off(&mut self, switch: &Switch) -> Result<()> {
+        if let Some(mut namespaces) = self.namespaces.take() {
+            namespaces.kill()?;
+        }
+        if let Some(mut nsenter) = self.brant.take() {
+            nsenter.kill()?;
+        }
+        switch.disconnect(&self.address)
+    }
+
+    /// Starts a machine again that has lost its power, with brant and Ganeti's daemons, as its init system does.
+    ///
+    /// # Errors
+    /// When something of it does not start.
+    pub fn power_on_again(&mut self, switch: &Switch) -> Result<()> {
+        self.power_on(switch)?;
+        self.gnt("/usr/lib/ganeti/daemon-util start-all").map(drop)
     }
 
     /// Starts the brant node, which stands for what systemd does.
@@ -249,13 +321,38 @@ impl ClusterNode {
         crate::connect(&format!("nbd+unix:///?socket={}", socket.display()))
     }
 
+    fn console_of(&self, instance: &str) -> Result<UnixStream> {
+        let path = self.path(&format!("/run/ganeti/kvm-hypervisor/ctrl/{instance}.serial"));
+        wait::until("the guest has a console", || Ok(UnixStream::connect(&path).ok()))
+    }
+
+    /// Hears all that a guest makes durable from now on, for as long as it lives.
+    ///
+    /// # Errors
+    /// When it has no console.
+    pub fn listen(&self, instance: &str) -> Result<Listener> {
+        let (stream, last) = (self.console_of(instance)?, Arc::<AtomicU64>::default());
+        let hearing = Arc::clone(&last);
+        let thread = std::thread::spawn(move || {
+            let mut lines = BufReader::new(stream);
+            let mut line = Vec::new();
+            // A line without an end was cut off.
+            while lines.read_until(b'\n', &mut line).is_ok_and(|_| line.last() == Some(&b'\n')) {
+                if let Some(number) = record_of(&String::from_utf8_lossy(&line)) {
+                    hearing.store(number, Ordering::Release);
+                }
+                line.clear();
+            }
+        });
+        Ok(Listener { last, thread })
+    }
+
     /// Reads what a guest says on its console from now on, up to a line that contains a text; returns that line.
     ///
     /// # Errors
     /// When it does not say it in time; quotes what it said.
     pub fn console(&self, instance: &str, text: &str) -> Result<String> {
-        let path = self.path(&format!("/run/ganeti/kvm-hypervisor/ctrl/{instance}.serial"));
-        let stream = testkit::wait::until("the guest has a console", || Ok(UnixStream::connect(&path).ok()))?;
+        let stream = self.console_of(instance)?;
         stream.set_read_timeout(Some(GUEST_LIMIT))?;
         let mut said = String::new();
         for line in BufReader::new(stream).split(b'\n') {

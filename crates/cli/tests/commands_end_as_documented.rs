@@ -111,7 +111,7 @@ fn usage_errors_exit_with_two_and_no_node_with_seven() {
 fn json_is_the_nodes_value_and_text_is_a_table() {
     let volumes = json!([{
         "name": "web1", "id": "07".repeat(16), "size_bytes": 10_737_418_240_u64, "origin": "vms/web@3",
-        "dirty_bytes": 0, "attached": [], "labels": {"owner": "alice"},
+        "dirty_bytes": 0, "attached": [], "labels": {"owner": "alice"}, "replication": null,
     }]);
     let answer = volumes.clone();
     let node = FakeNode::start(axum::Router::new().route("/v1/volumes", get(|| async move { Json(answer) })));

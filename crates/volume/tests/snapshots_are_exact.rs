@@ -143,9 +143,12 @@ fn whoever_reads_one_goes_on_once_it_is_sealed_and_forgotten() {
     let disk = volumes.create(&name("a"), 1 << 20).unwrap();
     let data = noise(1, 1 << 20);
     disk.write(0, &data, Durability::Process).unwrap();
-    let [sealed, dropped] =
-        [(); 2].map(|()| volumes.freeze(std::slice::from_ref(&disk), |_| Vec::new()).unwrap().remove(0));
-    disk.write(0, &noise(2, 1 << 20), Durability::Process).unwrap();
+    let freeze = || volumes.freeze(std::slice::from_ref(&disk), |_| Vec::new()).unwrap().remove(0);
+    let sealed = freeze();
+    // One with a layer of its own, as the other's are sealed for both.
+    disk.write(0, &noise(2, BLOCK), Durability::Process).unwrap();
+    let dropped = freeze();
+    disk.write(0, &noise(3, 1 << 20), Durability::Process).unwrap();
     run(volumes.seal(sealed.id(), &Progress::default())).unwrap();
     for frozen in [&sealed, &dropped] {
         volumes.forget_frozen(frozen.id()).unwrap();

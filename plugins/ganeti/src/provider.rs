@@ -23,6 +23,9 @@ use crate::policy;
 use crate::replica;
 use crate::session::{LOOK_AGAIN, Session, invalid};
 
+/// How long a disk that has left its home may take to arrive.
+const ARRIVING: Duration = Duration::from_secs(5);
+
 /// How long a client may take to be gone: QEMU ends before its connection does.
 const CLIENT_GOES: Duration = Duration::from_secs(2);
 
@@ -72,6 +75,11 @@ async fn find(session: &Session<'_>, name: &Name) -> Result<Option<Volume>, ApiE
 /// A volume without which there is nothing to do.
 async fn found(session: &Session<'_>, name: &Name) -> Result<Volume, ApiError> {
     find(session, name).await?.ok_or_else(|| nowhere(session, name))
+}
+
+/// Whether a disk that was not here is about to arrive, so that what failed is to be tried again: Ganeti calls as soon as it is open.
+fn is_arriving(error: &ApiError, was_here: bool, until: Instant) -> bool {
+    error.code == ErrorCode::Conflict && !was_here && Instant::now() < until
 }
 
 fn nowhere(session: &Session<'_>, name: &Name) -> ApiError {
@@ -328,6 +336,17 @@ async fn remove(session: &Session<'_>, name: &Name) -> Result<String, ApiError> 
 }
 
 async fn grow(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<String, ApiError> {
+    let until = Instant::now() + ARRIVING;
+    loop {
+        let here = find_here(session, name).await?.is_some();
+        match grow_now(session, name, size).await {
+            Err(error) if is_arriving(&error, here, until) => sleep(LOOK_AGAIN).await,
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn grow_now(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<String, ApiError> {
     let before = found(session, name).await?.size_bytes;
     if before < size.0 {
         session.ask(session.client.resize_volume(name.as_str(), &ResizeRequest { size_bytes: size })).await?;
@@ -338,7 +357,14 @@ async fn grow(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<Stri
 async fn set_info(session: &Session<'_>, call: &Call, metadata: &str) -> Result<String, ApiError> {
     let (key, value) = label::of_metadata(metadata);
     let request = LabelRequest { labels: [(key, Some(value))].into() };
-    let volume = session.ask(session.client.label_volume(call.volume.as_str(), &request)).await?;
+    let until = Instant::now() + ARRIVING;
+    let volume = loop {
+        let here = find_here(session, &call.volume).await?.is_some();
+        match session.ask(session.client.label_volume(call.volume.as_str(), &request)).await {
+            Err(error) if is_arriving(&error, here, until) => sleep(LOOK_AGAIN).await,
+            outcome => break outcome?,
+        }
+    };
     // An instance is renamed whatever its disks' parameters have become.
     if let Ok(meaning) = call.parameters.check() {
         policy::apply(session, &volume, &meaning).await?;

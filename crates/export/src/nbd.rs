@@ -23,7 +23,7 @@ pub mod state;
 mod suspend;
 mod tls;
 mod transmission;
-pub(crate) mod wait;
+mod wait;
 
 pub use direct::Direct;
 pub use listen::{Listen, Reservation};

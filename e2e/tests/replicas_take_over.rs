@@ -154,6 +154,76 @@ fn a_home_that_is_killed_again_and_again_keeps_its_replica() -> Result<()> {
     Ok(())
 }
 
+/// How often the replica of A's volume was made, and what B has fetched for that, in bytes: changes that it follows do not count.
+fn made(members: &Members) -> Result<(usize, u64)> {
+    let fetched = members.b.json(&["status"])?["swarm"]["received_bytes"].as_u64();
+    Ok((members.a.log().matches("a replica is current").count(), fetched.context("a number of bytes")?))
+}
+
+/// Waits until a replica is current again, and checks that it was not made anew.
+fn has_gone_on(members: &Members, before: (usize, u64)) -> Result<()> {
+    wait_for_state(&members.a, "vm", "current")?;
+    let now = made(members)?;
+    ensure!(now == before, "{before:?}, now {now:?}; the home's log:\n{}", members.a.log());
+    Ok(())
+}
+
+#[test]
+fn a_home_that_is_restarted_as_planned_goes_on_with_its_replica_where_it_is() -> Result<()> {
+    for mode in [&["--mode", "sync"][..], &["--mode", "async", "--lag", "16MiB"]] {
+        let mut members = Members::new()?;
+        replicated(&members, mode)?;
+        members.a.brant(&["volume", "label", "vm", "owner=alice"])?;
+        let uri = attach(&members.a, "vm")?;
+        let ledger = Ledger::start(&uri, 0);
+        ledger.goes_on(200)?;
+        let before = made(&members)?;
+
+        // Under a guest that writes.
+        for _ in 0..3 {
+            members.a.replace(&e2e::brant())?;
+            has_gone_on(&members, before)?;
+            ledger.goes_on(100)?;
+        }
+        members.a.stop()?;
+        let answered = ledger.ended()?;
+        members.a = members.site.start_a()?;
+        has_gone_on(&members, before)?;
+        let come = come_to(&uri)?;
+        ensure!(come == answered || come == answered + 1, "{come} of {answered}");
+
+        // A crash is another thing.
+        let ledger = Ledger::start(&uri, come);
+        ledger.goes_on(100)?;
+        members.a.kill()?;
+        let answered = ledger.ended()?;
+        members.a = members.site.start_a()?;
+        wait_for_state(&members.a, "vm", "current")?;
+        let after = made(&members)?;
+        ensure!(after.0 == before.0 + 1, "{before:?}, {after:?} after a crash");
+        let come = come_to(&uri)?;
+        ensure!(come == answered || come == answered + 1, "{come} of {answered}");
+
+        // What went on is what takes over.
+        let ledger = Ledger::start(&uri, come);
+        ledger.goes_on(100)?;
+        members.a.brant(&["node", "restart"])?;
+        has_gone_on(&members, after)?;
+        let answered = ledger.goes_on(100)?;
+        // It is nobody's child here.
+        let successor = members.a.json(&["status"])?["pid"].to_string();
+        ensure!(std::process::Command::new("kill").args(["-9", &successor]).status()?.success());
+        let answered = ledger.ended()?.max(answered);
+        let lossy: &[&str] = if mode.contains(&"async") { &["--accept-loss"] } else { &[] };
+        members.b.brant(&[&["volume", "promote", "vm"], lossy].concat())?;
+        ensure!(members.b.json(&["volume", "show", "vm"])?["labels"]["owner"] == "alice");
+        let come = come_to(&attach(&members.b, "vm")?)?;
+        let least = if lossy.is_empty() { answered } else { answered.saturating_sub((16 << 20) / 4096) };
+        ensure!((least..=answered + 1).contains(&come), "{come} of {answered}");
+    }
+    Ok(())
+}
+
 #[test]
 fn an_old_home_hears_of_it_when_the_volume_has_moved_on_meanwhile() -> Result<()> {
     let mut members = Members::new()?;

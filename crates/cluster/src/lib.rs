@@ -26,7 +26,7 @@ pub use copying::{Position, Replica};
 pub use frame::{
     FrameError, MAX_PAYLOAD_BYTES, Operation, Outcome, REPLY_BYTES, REQUEST_BYTES, ReplyFrame, RequestFrame,
 };
-pub use mirror::{Mirror, MirrorHost, MirrorState, MirrorStatus};
+pub use mirror::{Mirror, MirrorHost, MirrorState, MirrorStatus, Standing};
 pub use peers::{AskError, Connector, Peers};
 pub use placed::{Placed, Switching};
 pub use remote::{Members, RemoteVolume};

@@ -165,6 +165,11 @@ impl Line {
         self.flush.is_some()
     }
 
+    /// Whether the replica has made all changes, durably.
+    pub(crate) fn is_settled(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// Since when the oldest change waits that the replica does not have.
     pub(crate) fn waiting_since(&self) -> Option<Instant> {
         self.entry(self.applied + 1).map(|entry| entry.at)
@@ -203,6 +208,20 @@ mod tests {
         assert_eq!(sent(&mut line), [13, 14]);
         assert!(line.applied(14) && line.is_consistent());
         assert_eq!(line.lag_bytes(), 0);
+    }
+
+    #[test]
+    fn a_line_is_settled_when_all_of_it_is_durable_there() {
+        let mut line = Line::new(1, 10);
+        assert!(line.is_settled());
+        for operation in [Operation::Write, Operation::Flush, Operation::Write] {
+            line.push(request(operation));
+        }
+        sent(&mut line);
+        assert!(line.applied(13) && !line.is_settled(), "the last one is not durable");
+        line.push(request(Operation::Flush));
+        sent(&mut line);
+        assert!(line.applied(14) && line.is_settled() && line.last() == 14);
     }
 
     #[test]

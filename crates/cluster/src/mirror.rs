@@ -4,6 +4,8 @@
 //! It stops to be so only when the replica itself or a witness has recorded it, or the operator says so; and begins to be so only
 //! after it has caught up.
 
+mod planned;
+
 use std::convert::Infallible;
 use std::fmt::Debug;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -24,6 +26,8 @@ use crate::message::{self, MessageError, Refusal, Reply, Settings, Terms};
 use crate::peers::AskError;
 use crate::remote::send_all;
 use crate::table::Request;
+
+pub use planned::Standing;
 
 /// How much is put together for one send, in bytes.
 const SEND_BYTES: usize = 256 << 10;
@@ -115,6 +119,10 @@ struct State {
     last: u64,
     /// The number with which the replica was told that it is current.
     told: u64,
+    /// Where an earlier process has left the line, until the replica has said that it stands there.
+    resuming: Option<u64>,
+    /// No further change may begin.
+    held: bool,
     closed: bool,
     /// How often whoever waited was told not to.
     abandoned: u64,
@@ -139,6 +147,8 @@ enum MirrorError {
     TimedOut,
     #[error("what is recorded of it cannot be read or changed: {0}")]
     Record(String),
+    #[error("it does not stand where it was left")]
+    Parted,
     #[error("another member has taken the volume over")]
     Superseded { home: EndpointId, epoch: u64 },
 }
@@ -147,7 +157,21 @@ impl Mirror {
     /// Nothing was changed yet. `current` is what was recorded.
     #[must_use]
     pub fn new(volume: Name, terms: Terms, current: bool) -> Arc<Self> {
-        let state = State { current, connected: false, line: None, last: 0, told: 0, closed: false, abandoned: 0 };
+        let state = State {
+            current,
+            connected: false,
+            line: None,
+            last: 0,
+            told: 0,
+            resuming: None,
+            held: false,
+            closed: false,
+            abandoned: 0,
+        };
+        Self::with(volume, terms, state)
+    }
+
+    fn with(volume: Name, terms: Terms, state: State) -> Arc<Self> {
         let (moved, entered) = (Condvar::new(), Notify::new());
         Arc::new(Self { volume, terms, state: Mutex::new(state), telling: Mutex::default(), moved, entered })
     }
@@ -186,7 +210,7 @@ impl Mirror {
     /// Goes on without the replica, after that was recorded.
     pub fn leave_behind(&self) {
         let mut state = self.state();
-        (state.current, state.line) = (false, None);
+        (state.current, state.line, state.resuming) = (false, None, None);
         drop(state);
         self.moved.notify_all();
     }
@@ -281,7 +305,10 @@ impl Mirror {
         message::send(&mut *send, &message::Request::Replicate { volume, epoch, terms, line }).await?;
         let reply = timeout(GREETING, message::receive::<Reply>(&mut *receive)).await.map_err(silent)??;
         let applied = match reply {
-            Reply::Replica { resumed: true, applied } if line.is_some() => applied,
+            Reply::Replica { resumed: true, applied } if line.is_some() => {
+                self.resume(host, applied)?;
+                applied
+            }
             Reply::Replica { .. } => {
                 self.state().connected = true;
                 self.begin_anew(host, &mut *send, &mut *receive).await?;
@@ -407,8 +434,10 @@ impl Observer for Mirror {
                 // One that is longer than that passes alone.
                 line.lag_bytes() > 0 && line.lag_bytes() + bytes > most_bytes || line.bytes() > 2 * most_bytes
             };
-            // While the replica counts as current and nothing is kept for it, as after a restart, no bound would hold.
-            if !state.line.as_ref().map_or(state.current, full) {
+            // While the replica counts as current and nothing is kept for it, as after a restart, no bound would hold. Where the line is
+            // to go on, the replica is heard first.
+            let waits = state.held || state.resuming.is_some() || state.line.as_ref().map_or(state.current, full);
+            if !waits {
                 return Ok(());
             }
             state = self.wait(state);

@@ -1,5 +1,6 @@
 //! Random histories of a home and its replica, each on a machine that is killed or loses power in the middle of what it does, with a
-//! network that is cut: a replica that is recorded as current has all that was answered, or lacks as much as was agreed.
+//! network that is cut: a replica that is recorded as current has all that was answered, or lacks as much as was agreed. Homes end as planned,
+//! too, and die meanwhile: the next process goes on with the replica where it is, if that is known to be the same.
 //!
 //! Homes and replicas are volumes on simulated media. The records that a node keeps of them are kept here as simply as can be.
 
@@ -12,7 +13,7 @@ mod sides;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cluster::message::Terms;
 use cluster::{Mirror, MirrorState, Service};
@@ -32,6 +33,13 @@ const WRITERS: u64 = 2;
 
 /// How long it may take until all is well again.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How long a replica is waited for when its home ends.
+const LEAVING: Duration = Duration::from_millis(200);
+
+/// How often homes have recorded where their replicas are, and how often replicas were gone on with.
+static LEFT: AtomicU64 = AtomicU64::new(0);
+static RESUMED: AtomicU64 = AtomicU64::new(0);
 
 /// A home that runs: its volume, the mirror, and who writes.
 struct Home {
@@ -79,15 +87,47 @@ impl History {
             ledger: Arc::default(),
             home: None,
         };
-        history.begin(Machine::begin(seed + 1_000_000));
+        let side = HomeSide::new(Machine::begin(seed + 1_000_000), Arc::clone(&history.dialer));
+        let mirror = side.mirror(terms).unwrap();
+        history.start(side, mirror);
         history
     }
 
-    /// Starts a home on a machine, and those who write there.
-    fn begin(&mut self, machine: Machine) {
-        let side = HomeSide::new(machine, Arc::clone(&self.dialer));
+    /// Starts a home again on what its process has left. Some die before anybody can write.
+    fn begin(&mut self, mut machine: Machine, mut crash: Crash) -> Result<(), String> {
+        loop {
+            self.check_replica()?;
+            let content = sides::content(&machine.volume());
+            self.ledger.check("the home", &content, crash)?;
+            self.ledger.found(&content);
+            if self.chance.in_256(60) {
+                machine.medium.cut_after(machine.medium.operations() + self.chance.below(6));
+            }
+            let side = HomeSide::new(machine, Arc::clone(&self.dialer));
+            let mirror = side.mirror(self.terms);
+            side.machine.medium.cut_after(u64::MAX);
+            match mirror {
+                Ok(mirror) if !side.machine.medium.is_off() => {
+                    self.start(side, mirror);
+                    return Ok(());
+                }
+                _ => {}
+            }
+            (machine, crash) = self.reopen(&side.machine);
+        }
+    }
+
+    /// What the next process finds where the one before has ended or died.
+    fn reopen(&mut self, machine: &Machine) -> (Machine, Crash) {
+        if self.chance.in_256(128) {
+            return (Machine::open(&machine.medium.kill()), Crash::Kill);
+        }
+        (Machine::open(&machine.medium.power_cut(self.chance.number())), Crash::Power)
+    }
+
+    /// Starts a home, and those who write there.
+    fn start(&mut self, side: Arc<HomeSide>, mirror: Arc<Mirror>) {
         *self.keeper.home.lock().unwrap() = Some(Arc::clone(&side));
-        let mirror = Mirror::new(sides::name(), self.terms, side.was_current());
         side.volume().observe(Some(Arc::<Mirror>::clone(&mirror)));
         let (talking, host) = (Arc::clone(&mirror), Arc::clone(&side));
         let talk = tokio::spawn(async move { talking.run(&*host).await });
@@ -138,16 +178,57 @@ impl History {
     async fn home_crashes(&mut self) -> Result<(), String> {
         let home = self.home.take().unwrap();
         let (machine, crash) = self.crash(&home.side.machine).await;
+        self.end(home).await;
+        self.begin(machine, crash)
+    }
+
+    /// A home's process is not there any more.
+    async fn end(&self, home: Home) {
         home.talk.abort();
         self.network.cut(self.replica);
         home.mirror.abandon(true);
         let writers = home.writers;
         let join = move || writers.into_iter().for_each(|writer| writer.join().unwrap());
         tokio::task::spawn_blocking(join).await.unwrap();
-        self.check_replica()?;
-        self.ledger.check("the home", &sides::content(&machine.volume()), crash)?;
-        self.ledger.found(&sides::content(&machine.volume()));
-        self.begin(machine);
+    }
+
+    /// The home ends as planned, if nothing comes between, and begins again.
+    async fn home_restarts(&mut self) -> Result<(), String> {
+        let home = self.home.take().unwrap();
+        let dies = self.chance.in_256(100);
+        if dies {
+            let medium = &home.side.machine.medium;
+            medium.cut_after(medium.operations() + self.chance.below(40));
+        }
+        let (side, mirror) = (Arc::clone(&home.side), Arc::clone(&home.mirror));
+        let leaving = tokio::task::spawn_blocking(move || side.leave(&mirror, Instant::now() + LEAVING));
+        match self.chance.below(12) {
+            0 => self.network.cut(self.replica),
+            1 => self.replica_crashes().await,
+            _ => {}
+        }
+        let left = leaving.await.unwrap();
+        LEFT.fetch_add(u64::from(left == Ok(true)), Ordering::Relaxed);
+        if !dies && left == Ok(false) && self.chance.in_256(128) {
+            // It goes on after all.
+            home.mirror.release();
+            self.home = Some(home);
+            return Ok(());
+        }
+        let copy = self.keeper.side().record().copy;
+        let (machine, crash) = match dies || self.chance.in_256(60) {
+            true => self.reopen(&home.side.machine),
+            false => (Machine::open(&home.side.machine.medium.kill()), Crash::Kill),
+        };
+        self.end(home).await;
+        if self.chance.below(12) == 0 {
+            self.replica_crashes().await;
+        }
+        self.begin(machine, crash)?;
+        self.go_on().await;
+        // One that is made anew is another copy before it is current.
+        let current = self.home.as_ref().is_some_and(|home| home.mirror.status().state == MirrorState::Current);
+        RESUMED.fetch_add(u64::from(current && self.keeper.side().record().copy == copy), Ordering::Relaxed);
         Ok(())
     }
 
@@ -169,8 +250,14 @@ impl History {
         }
     }
 
-    /// Ends with a replica that is the same as its home.
+    /// Ends with a replica that is the same as its home, which has lost nothing.
     async fn finish(mut self) -> Result<(), String> {
+        let home = self.come_to_rest().await?;
+        self.ledger.check("the home", &sides::content(&home.volume()), Crash::Kill)
+    }
+
+    /// Ends with a replica that is the same as its home.
+    async fn come_to_rest(&mut self) -> Result<Arc<HomeSide>, String> {
         let home = self.home.take().unwrap();
         // Whoever waits for the replica to come back gets an answer in the end.
         home.stop.store(true, Ordering::Release);
@@ -198,18 +285,58 @@ impl History {
         if sides::content(&there) != sides::content(&here) {
             return Err("what has caught up differs".to_owned());
         }
-        self.ledger.check("the home", &sides::content(&here), Crash::Kill)?;
         home.talk.abort();
-        Ok(())
+        Ok(home.side)
+    }
+
+    /// Waits until the replica is current; which copy it is.
+    async fn is_current(&self) -> u64 {
+        let mirror = &self.home.as_ref().unwrap().mirror;
+        let current = async {
+            while mirror.status().state != MirrorState::Current {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, current).await.unwrap();
+        self.keeper.side().record().copy
+    }
+
+    /// Ends the home as planned. Its machine can be opened as often as one likes.
+    async fn leave(&mut self) -> Arc<HomeSide> {
+        let home = self.home.take().unwrap();
+        let (side, mirror) = (Arc::clone(&home.side), Arc::clone(&home.mirror));
+        let leaving = tokio::task::spawn_blocking(move || side.leave(&mirror, Instant::now() + PATIENCE));
+        assert_eq!(leaving.await.unwrap(), Ok(true));
+        let side = Arc::clone(&home.side);
+        side.machine.medium.cut_after(0);
+        self.end(home).await;
+        side
+    }
+
+    /// Starts the home on what a process has left.
+    fn go_on_from(&mut self, left: &HomeSide) -> Arc<HomeSide> {
+        let side = HomeSide::new(Machine::open(&left.machine.medium.kill()), Arc::clone(&self.dialer));
+        let mirror = side.mirror(self.terms).unwrap();
+        self.start(Arc::clone(&side), mirror);
+        side
+    }
+
+    /// Waits until so many more are answered.
+    async fn answers(&self, further: u64) {
+        let wanted = self.ledger.answered.load(Ordering::Acquire) + further;
+        while self.ledger.answered.load(Ordering::Acquire) < wanted {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
     }
 
     async fn run(mut self) -> Result<(), String> {
         for _ in 0..EVENTS {
             self.go_on().await;
-            match self.chance.below(5) {
+            match self.chance.below(7) {
                 0 | 1 => self.network.cut(self.replica),
                 2 | 3 => self.replica_crashes().await,
-                _ => self.home_crashes().await?,
+                4 => self.home_crashes().await?,
+                _ => self.home_restarts().await?,
             }
         }
         self.finish().await
@@ -270,4 +397,75 @@ fn whoever_dies_and_whenever() {
             }
         }
     });
+    let (left, resumed) = (LEFT.load(Ordering::Relaxed), RESUMED.load(Ordering::Relaxed));
+    eprintln!("{histories} histories: {left} homes have ended as planned, {resumed} replicas were gone on with");
+    assert!(resumed >= histories / 10, "few of {left} replicas were gone on with: {resumed}");
+}
+
+/// A seed of a history whose changes wait for the replica, and of one whose do not.
+const SYNC: u64 = 1;
+const ASYNC: u64 = 3;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_home_that_ends_as_planned_goes_on_with_its_replica_where_it_is() {
+    for seed in [SYNC, ASYNC] {
+        let mut history = History::new(seed);
+        let copy = history.is_current().await;
+        for _ in 0..5 {
+            history.answers(20).await;
+            let left = history.leave().await;
+            history.check_replica().unwrap();
+            let begun = history.go_on_from(&left);
+            assert!(begun.record().left.is_none(), "who dies from here on leaves nothing to go on from");
+            assert_eq!(history.is_current().await, copy, "it was made anew");
+        }
+        history.answers(20).await;
+        history.finish().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_cannot_be_known_to_be_where_it_was_is_made_anew() {
+    for seed in [SYNC, ASYNC] {
+        let mut history = History::new(seed);
+        let first = history.is_current().await;
+        history.answers(20).await;
+
+        // The replica's process has ended meanwhile, and the next one does not know how far it has come.
+        let left = history.leave().await;
+        let there = history.keeper.side();
+        history.keeper.restart(Machine::open(&there.machine.medium.kill()), Crash::Kill);
+        history.go_on_from(&left);
+        let second = history.is_current().await;
+        assert_ne!(second, first);
+        history.answers(20).await;
+
+        // The home goes on with what it was before, as from a backup: the replica has more.
+        let left = history.leave().await;
+        let later = history.go_on_from(&left);
+        assert_eq!(history.is_current().await, second);
+        history.answers(20).await;
+        later.machine.medium.cut_after(0);
+        let home = history.home.take().unwrap();
+        history.end(home).await;
+        history.go_on_from(&left);
+        let third = history.is_current().await;
+        assert_ne!(third, second);
+
+        // Something was written after that was recorded.
+        let home = history.home.take().unwrap();
+        let (side, mirror) = (Arc::clone(&home.side), Arc::clone(&home.mirror));
+        let leaving = tokio::task::spawn_blocking(move || side.leave(&mirror, Instant::now() + PATIENCE));
+        assert_eq!(leaving.await.unwrap(), Ok(true));
+        home.mirror.release();
+        history.answers(20).await;
+        home.side.machine.medium.cut_after(0);
+        let left = Arc::clone(&home.side);
+        history.end(home).await;
+        assert!(left.record().left.is_some());
+        history.go_on_from(&left);
+        assert_ne!(history.is_current().await, third);
+        history.answers(20).await;
+        history.come_to_rest().await.unwrap();
+    }
 }

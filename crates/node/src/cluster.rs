@@ -8,6 +8,7 @@ mod find;
 mod forward;
 mod giving;
 mod home;
+mod leaving;
 mod members;
 mod moves;
 mod promoting;

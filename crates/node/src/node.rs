@@ -285,20 +285,34 @@ impl Node {
         });
     }
 
-    /// Makes durable what can be, so that little is left to do while guests wait.
+    /// Makes durable what can be, here and at replicas, so that little is left to do while guests wait.
     pub(crate) async fn prepare_to_hand_over(self: &Arc<Self>) {
         let node = Arc::clone(self);
-        let commit = move || node.store.commit().map_err(crate::error::store_error);
+        let commit = move || {
+            node.have_replicas_catch_up();
+            node.store.commit().map_err(crate::error::store_error)
+        };
         if let Err(error) = crate::error::blocking(commit).await {
             tracing::warn!(%error, "the store could not be committed");
         }
     }
 
+    /// Ends all attachments. Their requests are answered where replicas are there to let them.
+    async fn stop_attachments(&self) {
+        self.cluster.mirrors.abandon_lost();
+        let mut stopping = std::pin::pin!(self.attachments.stop_all());
+        if tokio::time::timeout(REPLICA_GRACE, &mut stopping).await.is_err() {
+            self.cluster.mirrors.abandon();
+            stopping.await;
+        }
+    }
+
     /// Stops in order: requests in flight are finished, nothing acknowledged is lost.
-    pub(crate) async fn stop(&self) {
+    pub(crate) async fn stop(self: &Arc<Self>) {
+        self.stop_attachments().await;
+        self.leave_replicas().await;
         self.stopping.cancel();
         self.cluster.mirrors.abandon();
-        self.attachments.stop_all().await;
         self.background.close();
         self.background.wait().await;
         self.tasks.close().await;
@@ -314,6 +328,9 @@ impl Node {
         self.catalog.close().await;
     }
 }
+
+/// How long requests may wait for replicas when the node stops.
+const REPLICA_GRACE: Duration = Duration::from_secs(5);
 
 /// How long the process before may take to let go of the store, when it is known to end.
 const LOCK_PATIENCE: Duration = Duration::from_secs(30);

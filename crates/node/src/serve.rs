@@ -58,6 +58,8 @@ pub enum Ended {
 const GRACE: Duration = Duration::from_secs(5);
 /// How long a request in hand may delay a hand-over, while the guests of other exports wait.
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long replicas may take to have everything, while guests wait: one that takes longer is made anew.
+const REPLICA_PATIENCE: Duration = Duration::from_secs(2);
 /// How long the API and the network may take to say goodbye while guests wait for the successor.
 const FAREWELL: Duration = Duration::from_millis(200);
 
@@ -213,13 +215,25 @@ async fn hand_over(node: &Arc<Node>, sockets: &Sockets, successor: &Successor) -
     node.prepare_to_hand_over().await;
     let began_ms = crate::task::now_ms();
     let handing = Arc::clone(node);
-    let servers = crate::error::blocking(move || handing.attachments.suspend_all(HAND_OVER_PATIENCE)).await?;
+    let suspended = crate::error::blocking(move || {
+        let servers = handing.attachments.suspend_all(HAND_OVER_PATIENCE)?;
+        Ok((servers, handing.bring_replicas_to_a_stand(REPLICA_PATIENCE)))
+    });
+    let (servers, left) = suspended.await?;
     let parcel = Parcel { began_ms, api, descriptors, servers };
-    successor.prepare(&parcel).map_err(|error| {
-        let error = ApiError::from_error(ErrorCode::Internal, &error);
-        node.attachments.resume_all(parcel.servers);
-        error
-    })
+    match successor.prepare(&parcel) {
+        Ok(prepared) => {
+            // Nothing can fail any more after which this process would go on.
+            node.record_left(left).await;
+            Ok(prepared)
+        }
+        Err(error) => {
+            let error = ApiError::from_error(ErrorCode::Internal, &error);
+            node.go_on_with_replicas();
+            node.attachments.resume_all(parcel.servers);
+            Err(error)
+        }
+    }
 }
 
 /// Lets the API and the peers know; whoever does not answer at once is not waited for, as guests wait.

@@ -269,6 +269,15 @@ impl Node {
         finish(command.env("BRANT_TOKEN", token), "brant login")?.succeeded().map(drop)
     }
 
+    /// Has it stop in order, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not stop in time, or with an error.
+    pub fn stop(self) -> Result<()> {
+        let status = self.service.terminate()?;
+        if status.success() { Ok(()) } else { bail!("the node ended with {status}") }
+    }
+
     /// Kills it without warning.
     ///
     /// # Errors

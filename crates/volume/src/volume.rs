@@ -130,6 +130,15 @@ impl Volume {
         Position { journal: writer.open.journal.id(), sequence: writer.next_sequence }
     }
 
+    /// Makes everything durable here that was written. Nobody is told, and nobody else is waited for.
+    ///
+    /// # Errors
+    /// A journal that cannot be made durable, or a volume that is closed.
+    pub fn sync(&self) -> Result<(), DeviceError> {
+        // Frozen layers were made durable when they were frozen.
+        self.cell.open()?.layers.first().map_or(Ok(()), |open| open.journal.sync())
+    }
+
     /// Counts what the tree lacks; what written sectors cover is counted too.
     ///
     /// # Errors

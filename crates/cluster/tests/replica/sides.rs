@@ -2,15 +2,16 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
-use cluster::message::{Refusal, Reply, Request, Settings};
-use cluster::{AskError, Asked, Home, MirrorHost, Opened, Position, Replica};
+use cluster::message::{Refusal, Reply, Request, Settings, Terms};
+use cluster::{AskError, Asked, Home, Mirror, MirrorHost, Opened, Position, Replica, Standing};
 use futures_util::future::BoxFuture;
 use medium::Simulated;
 use store::{ChunkStore as _, LocalOptions, LocalStore, NoSource};
 use swarm::transport::memory::MemoryTransport;
 use swarm::transport::{Connection, Protocol, Transport as _};
-use types::{EndpointId, Name};
+use types::{EndpointId, JournalId, Name};
 use volume::{BlockDevice, DeviceError, Readiness, Volume, VolumeOptions, Volumes};
 
 use crate::ledger::{BLOCK, BLOCKS, Crash};
@@ -83,25 +84,74 @@ pub(crate) struct Dialer {
     pub(crate) to: EndpointId,
 }
 
+/// What is recorded at the home.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct HomeRecord {
+    current: bool,
+    pub(crate) left: Option<Standing>,
+}
+
+impl HomeRecord {
+    fn encode(self) -> Vec<u8> {
+        let mut bytes = vec![u8::from(self.current)];
+        if let Some(Standing { line, last, position, size_bytes }) = self.left {
+            bytes.extend([line, last, position.sequence, size_bytes].map(u64::to_le_bytes).as_flattened());
+            bytes.extend(position.journal.0);
+        }
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Self {
+        let number = |at: usize| u64::from_le_bytes(*bytes[1 + at * 8..].first_chunk().unwrap());
+        let left = || {
+            let journal = JournalId(*bytes[33..].first_chunk().unwrap());
+            let position = volume::Position { journal, sequence: number(2) };
+            Standing { line: number(0), last: number(1), position, size_bytes: number(3) }
+        };
+        Self { current: bytes[0] == 1, left: (bytes.len() > 1).then(left) }
+    }
+}
+
 /// The home.
 #[derive(Debug)]
 pub(crate) struct HomeSide {
     pub(crate) machine: Machine,
     dialer: Arc<Dialer>,
+    /// Held while the record is changed.
+    recording: Mutex<()>,
 }
 
 impl HomeSide {
     pub(crate) fn new(machine: Machine, dialer: Arc<Dialer>) -> Arc<Self> {
-        Arc::new(Self { machine, dialer })
+        Arc::new(Self { machine, dialer, recording: Mutex::default() })
     }
 
     pub(crate) fn volume(&self) -> Arc<Volume> {
         self.machine.volume()
     }
 
-    /// Whether it is recorded that the replica is current.
-    pub(crate) fn was_current(&self) -> bool {
-        self.machine.read().is_some_and(|record| record == [1])
+    pub(crate) fn record(&self) -> HomeRecord {
+        self.machine.read().map(|bytes| HomeRecord::decode(&bytes)).unwrap_or_default()
+    }
+
+    /// Goes on with the replica as a process that begins. Where the one before has left it is taken back first.
+    pub(crate) fn mirror(&self, terms: Terms) -> Result<Arc<Mirror>, String> {
+        let HomeRecord { current, left } = self.record();
+        if left.is_some() {
+            self.machine.write(HomeRecord { current, left: None }.encode())?;
+        }
+        Ok(Mirror::begin(&self.volume(), terms, current, left))
+    }
+
+    /// Ends as planned, as far as the replica goes: no further change begins, and where it stands is recorded, if that can be told.
+    pub(crate) fn leave(&self, mirror: &Mirror, until: Instant) -> Result<bool, String> {
+        mirror.hold();
+        let Some(standing) = mirror.stand(&self.volume(), until) else { return Ok(false) };
+        let _recording = self.recording.lock().unwrap();
+        if self.record() != (HomeRecord { current: true, left: None }) {
+            return Ok(false);
+        }
+        self.machine.write(HomeRecord { current: true, left: Some(standing) }.encode()).map(|()| true)
     }
 
     /// What the volume is at some moment from now on.
@@ -123,7 +173,8 @@ impl MirrorHost for HomeSide {
     }
 
     fn set_current(&self, current: bool) -> BoxFuture<'_, Result<(), String>> {
-        let written = self.machine.write(vec![u8::from(current)]);
+        let _recording = self.recording.lock().unwrap();
+        let written = self.machine.write(HomeRecord { current, left: None }.encode());
         Box::pin(async { written })
     }
 
@@ -145,7 +196,8 @@ impl MirrorHost for HomeSide {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ReplicaRecord {
     line: Option<u64>,
-    copy: u64,
+    /// Which of the volumes that were made for it, one after the other.
+    pub(crate) copy: u64,
     pub(crate) current: bool,
     pub(crate) consistent: bool,
 }
@@ -184,9 +236,9 @@ struct State {
 }
 
 impl ReplicaSide {
-    fn new(machine: Machine, keeper: Arc<Mutex<Option<Arc<HomeSide>>>>, crash: Crash) -> Arc<Self> {
+    fn new(machine: Machine, keeper: Arc<Mutex<Option<Arc<HomeSide>>>>, forgotten: bool) -> Arc<Self> {
         let record = machine.read().map(|bytes| ReplicaRecord::decode(&bytes)).unwrap_or_default();
-        let state = Mutex::new(State { record, applied: None, forgotten: crash == Crash::Power });
+        let state = Mutex::new(State { record, applied: None, forgotten });
         Arc::new(Self { machine, keeper, state })
     }
 
@@ -305,7 +357,7 @@ pub(crate) struct Keeper {
 impl Keeper {
     pub(crate) fn new(machine: Machine) -> Arc<Self> {
         let home = Arc::default();
-        let side = ReplicaSide::new(machine, Arc::clone(&home), Crash::Kill);
+        let side = ReplicaSide::new(machine, Arc::clone(&home), false);
         Arc::new(Self { side: Mutex::new(side), home })
     }
 
@@ -315,7 +367,10 @@ impl Keeper {
 
     /// The process that was there has ended; another one begins with what it left.
     pub(crate) fn restart(&self, machine: Machine, crash: Crash) {
-        *self.side.lock().unwrap() = ReplicaSide::new(machine, Arc::clone(&self.home), crash);
+        let mut side = self.side.lock().unwrap();
+        // What was lost before is lost until the home is heard.
+        let forgotten = crash == Crash::Power || side.has_forgotten();
+        *side = ReplicaSide::new(machine, Arc::clone(&self.home), forgotten);
     }
 }
 

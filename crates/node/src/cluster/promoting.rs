@@ -150,7 +150,7 @@ impl Node {
     ) -> Result<(), ApiError> {
         let epoch = record.epoch + 1;
         let since = if lossless { None } else { Some(epoch) };
-        let replicate = ReplicateRecord { to: record.home, terms: record.terms, current: false };
+        let replicate = ReplicateRecord::new(record.home, record.terms, false);
         let further = vec![
             HomeRecord { epoch, arriving: None, since }.change(format!("{HOME}{name}")),
             replicate.change(format!("{REPLICATE}{name}")),

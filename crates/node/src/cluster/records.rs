@@ -4,10 +4,12 @@
 
 use std::collections::BTreeMap;
 
+use cluster::Standing;
 use cluster::message::{Protection, Replicate, Settings, Terms};
 use minicbor::{Decode, Encode};
 use store::{Domains, Live, LiveTree};
-use types::{EndpointId, FrozenId, Name, NodeId, SnapshotId};
+use types::{EndpointId, FrozenId, JournalId, Name, NodeId, SnapshotId};
+use volume::Position;
 
 use crate::record::{OriginRecord, Record, ScheduleRecord, domains_of};
 
@@ -141,6 +143,48 @@ pub(crate) struct ReplicateRecord {
     /// Whether nothing may be answered that it lacks.
     #[n(2)]
     pub(crate) current: bool,
+    /// Where both stood when the node ended as planned; taken back before anybody can change the volume.
+    #[n(3)]
+    pub(crate) left: Option<StandingRecord>,
+}
+
+/// [`Standing`], as it is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub(crate) struct StandingRecord {
+    /// The line of changes.
+    #[n(0)]
+    line: u64,
+    /// The number of its last change.
+    #[n(1)]
+    last: u64,
+    /// The volume's journal.
+    #[n(2)]
+    journal: JournalId,
+    /// The number that the journal's next record gets.
+    #[n(3)]
+    sequence: u64,
+    /// The volume's size.
+    #[n(4)]
+    size_bytes: u64,
+}
+
+impl StandingRecord {
+    pub(crate) fn new(standing: Standing) -> Self {
+        let Standing { line, last, position: Position { journal, sequence }, size_bytes } = standing;
+        Self { line, last, journal, sequence, size_bytes }
+    }
+
+    pub(crate) fn standing(self) -> Standing {
+        let Self { line, last, journal, sequence, size_bytes } = self;
+        Standing { line, last, position: Position { journal, sequence }, size_bytes }
+    }
+}
+
+impl ReplicateRecord {
+    /// One of which the volume's changes are in nobody's line.
+    pub(crate) fn new(to: EndpointId, terms: Terms, current: bool) -> Self {
+        Self { to, terms, current, left: None }
+    }
 }
 
 /// A replica that is kept here.
@@ -298,7 +342,13 @@ mod tests {
 
     #[test]
     fn replicas_are_recorded_as_documented() {
-        held("replicate-1.cbor", &ReplicateRecord { to: KEEPER, terms: TERMS, current: true });
+        // As it was before a planned restart of the home was told from a crash.
+        let replicate = ReplicateRecord::new(KEEPER, TERMS, true);
+        held("replicate-1.cbor", &replicate);
+        let position = Position { journal: JournalId([4; 16]), sequence: 12 };
+        let left = Standing { line: 7, last: 1_000_000, position, size_bytes: 1 << 30 };
+        held("replicate-2.cbor", &ReplicateRecord { left: Some(StandingRecord::new(left)), ..replicate });
+        assert_eq!(StandingRecord::new(left).standing(), left);
         held("witness-1.cbor", &WitnessRecord { home: HOME_MEMBER, epoch: 2, replica: KEEPER, outdated: true });
         let agreed = ReplicaRecord::agreed(HOME_MEMBER, 2, TERMS);
         // As it was before replicas knew what was set for their volumes.

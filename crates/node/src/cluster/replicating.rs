@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use types::{EndpointId, Name};
 use volume::{Observer, Volume};
 
-use super::records::{GIVEN, GivenRecord, HOME, OFFER, REPLICATE, ReplicateRecord};
+use super::records::{GIVEN, GivenRecord, HOME, OFFER, REPLICATE, ReplicateRecord, StandingRecord};
 use crate::api::{self, ApiError, ErrorCode};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
@@ -35,19 +35,33 @@ const MOST_LAG_BYTES: u64 = 1 << 30;
 
 /// The replicas of the volumes that are here.
 #[derive(Debug, Default)]
-pub(crate) struct Mirrors(Mutex<BTreeMap<Name, Kept>>);
+pub(crate) struct Mirrors {
+    kept: Mutex<BTreeMap<Name, Kept>>,
+    /// Held while what is recorded of one is changed.
+    recording: Mutex<()>,
+}
 
 #[derive(Clone, Debug)]
-struct Kept {
-    mirror: Arc<Mirror>,
-    to: EndpointId,
-    terms: Terms,
+pub(super) struct Kept {
+    pub(super) mirror: Arc<Mirror>,
+    pub(super) to: EndpointId,
+    pub(super) terms: Terms,
     stop: CancellationToken,
 }
 
 impl Mirrors {
     fn kept(&self) -> MutexGuard<'_, BTreeMap<Name, Kept>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All of them, as they are now.
+    pub(super) fn all(&self) -> Vec<(Name, Kept)> {
+        self.kept().iter().map(|(name, kept)| (name.clone(), kept.clone())).collect()
+    }
+
+    /// To be held while records are changed.
+    pub(super) fn recording(&self) -> MutexGuard<'_, ()> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn get(&self, volume: &Name) -> Option<Kept> {
@@ -73,6 +87,12 @@ impl Mirrors {
     /// Fails all that waits for replicas, as the node stops.
     pub(crate) fn abandon(&self) {
         self.kept().values().for_each(|kept| kept.mirror.abandon(true));
+    }
+
+    /// Fails all that waits for replicas that are away, as the node stops.
+    pub(crate) fn abandon_lost(&self) {
+        let lost = |kept: &&Kept| !kept.mirror.is_connected();
+        self.kept().values().filter(lost).for_each(|kept| kept.mirror.abandon(true));
     }
 }
 
@@ -124,8 +144,9 @@ impl MirrorHost for MirrorOf {
                 self.testify(Testimony::Current).await?;
             }
             let (node, key) = (self.node()?, format!("{REPLICATE}{}", self.volume));
-            let (record, volume) = (ReplicateRecord { to: self.to, terms: self.terms, current }, self.volume.clone());
+            let (record, volume) = (ReplicateRecord::new(self.to, self.terms, current), self.volume.clone());
             let write = move || {
+                let _recording = node.cluster.mirrors.recording();
                 let mut changes = vec![record.change(key)];
                 if current {
                     // What it was made of is not asked for any more.
@@ -191,7 +212,16 @@ impl Node {
     /// Goes on with the replicas of the volumes that are here. Called before anybody can write to them.
     pub(crate) fn begin_mirrors(self: &Arc<Self>) -> Result<(), ApiError> {
         let damaged = |error| ApiError::from_error(ErrorCode::Damaged, &error);
-        for (name, record) in ReplicateRecord::read_all(&*self.store, REPLICATE).map_err(damaged)? {
+        let records = ReplicateRecord::read_all(&*self.store, REPLICATE).map_err(damaged)?;
+        // Who dies from here on leaves nothing to go on from.
+        let left = records.iter().filter(|(_, record)| record.left.is_some());
+        let taken_back: Vec<_> = left
+            .map(|(name, record)| ReplicateRecord { left: None, ..*record }.change(format!("{REPLICATE}{name}")))
+            .collect();
+        if !taken_back.is_empty() {
+            self.store.roots().apply(taken_back).map_err(store_error)?;
+        }
+        for (name, record) in records {
             match name.parse().ok().and_then(|name| self.volumes.get(&name)) {
                 Some(volume) => self.begin_mirror(&volume, record),
                 // It was removed or taken over when the node stopped.
@@ -202,9 +232,9 @@ impl Node {
     }
 
     pub(super) fn begin_mirror(self: &Arc<Self>, volume: &Arc<Volume>, record: ReplicateRecord) {
-        let ReplicateRecord { to, terms, current } = record;
+        let ReplicateRecord { to, terms, current, left } = record;
         let (name, stop) = (volume.name().clone(), CancellationToken::new());
-        let mirror = Mirror::new(name.clone(), terms, current);
+        let mirror = Mirror::begin(volume, terms, current, left.map(StandingRecord::standing));
         volume.observe(Some(Arc::<Mirror>::clone(&mirror)));
         self.cluster
             .mirrors
@@ -287,7 +317,7 @@ impl Node {
                     .hint(format!("first: brant volume replicate {name} --stop")));
             }
             None => {
-                let record = ReplicateRecord { to, terms, current: false };
+                let record = ReplicateRecord::new(to, terms, false);
                 let (node, key) = (Arc::clone(self), format!("{REPLICATE}{name}"));
                 blocking(move || record.write(&*node.store, key).map_err(store_error)).await?;
                 self.begin_mirror(&volume, record);
@@ -313,7 +343,11 @@ impl Node {
         }
         self.end_mirror(name);
         let (node, key) = (Arc::clone(self), format!("{REPLICATE}{name}"));
-        blocking(move || node.store.roots().apply(vec![(key, None)]).map_err(store_error)).await
+        blocking(move || {
+            let _recording = node.cluster.mirrors.recording();
+            node.store.roots().apply(vec![(key, None)]).map_err(store_error)
+        })
+        .await
     }
 
     /// Has the replica, or else the witness, record that what follows is answered without it. One that is not current need not be told.
@@ -346,9 +380,13 @@ impl Node {
                 "see that it can be reached, or end the replica: brant volume replicate {name} --stop --force"
             ))
         })?;
-        let record = ReplicateRecord { to: kept.to, terms: kept.terms, current: false };
+        let record = ReplicateRecord::new(kept.to, kept.terms, false);
         let (node, key) = (Arc::clone(self), format!("{REPLICATE}{name}"));
-        blocking(move || record.write(&*node.store, key).map_err(store_error)).await?;
+        blocking(move || {
+            let _recording = node.cluster.mirrors.recording();
+            record.write(&*node.store, key).map_err(store_error)
+        })
+        .await?;
         self.end_mirror(name);
         Ok(Some(record))
     }
@@ -393,6 +431,7 @@ impl Node {
             // Its schedule goes on where it is now.
             let mut schedules = node.schedules.change();
             changes.extend(id.and_then(|id| schedules.removal(id)));
+            let _recording = node.cluster.mirrors.recording();
             node.store.roots().apply(changes).map_err(store_error)?;
             id.into_iter().for_each(|id| schedules.removed(id));
             drop(schedules);

@@ -250,7 +250,7 @@ impl Node {
         // Who kept the replica is the home now: the two change places.
         let replicate = given.replicate.map(|Replicate { to, terms }| {
             let to = if to == self.swarm.endpoint() { from } else { to };
-            ReplicateRecord { to, terms, current: false }
+            ReplicateRecord::new(to, terms, false)
         });
         further.extend(replicate.map(|record| record.change(format!("{REPLICATE}{name}"))));
         self.drop_replica(name)?;

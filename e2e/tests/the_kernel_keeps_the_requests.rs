@@ -1,5 +1,5 @@
-//! Volumes as devices of the kernel's own NBD driver, on a machine whose kernel has it: what the kernel is told is true, a node
-//! that is killed is a pause, and nothing is left behind.
+//! Volumes as devices of the kernel's own NBD driver and of its ublk driver, on a machine whose kernel has both: what the kernel
+//! is told is true, a node that is killed is a pause, and nothing is left behind.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
@@ -17,7 +17,7 @@ const MIB: usize = 1 << 20;
 const IN_USE: i32 = 4;
 
 #[test]
-fn devices_of_the_nbd_driver_keep_their_word() -> Result<()> {
+fn devices_of_the_kernels_drivers_keep_their_word() -> Result<()> {
     let Some(kernel) = e2e::host_or_skip() else { return Ok(()) };
     if setup::find("ldd").is_none() {
         e2e::skip("missing: ldd");
@@ -33,29 +33,87 @@ fn inside_a_machine() -> Result<()> {
     if !e2e::is_inside() {
         return Ok(());
     }
-    let mut inside = Inside { world: World::new(e2e::brant())?, node: None };
-    inside.start()?;
-    inside.a_kernel_without_the_driver_says_what_to_do()?;
-    println!("a kernel without the driver says what to do");
+    a_kernel_without_the_drivers_says_what_to_do()?;
+    println!("a kernel without the drivers says what to do");
     for module in modules()? {
         run("insmod", &[module.to_str().context("a path")?])?;
     }
-    inside.a_file_system_is_what_the_node_has()?;
-    println!("a file system is what the node has");
-    inside.what_is_discarded_or_zeroed_reads_zero()?;
-    println!("what is discarded or zeroed reads zero");
-    inside.killed_and_replaced_nodes_are_pauses()?;
-    println!("killed and replaced nodes are pauses");
-    inside.who_has_it_open_keeps_it_unless_by_force()?;
-    println!("who has it open keeps it unless by force");
-    inside.what_a_crash_has_left_goes()?;
-    println!("what a crash has left goes");
+    let mut forced = Vec::new();
+    for way in [Way::NbdKernel, Way::Ublk] {
+        let mut inside = Inside { world: World::new(e2e::brant())?, node: None, way, forced: None };
+        inside.start()?;
+        for (promise, is_kept) in PROMISES {
+            is_kept(&mut inside).with_context(|| format!("via {}: {promise}", way.name()))?;
+            println!("via {}: {promise}", way.name());
+        }
+        forced.extend(inside.forced);
+    }
     let said = run("dmesg", &[])?;
     println!("{said}");
     // By force only, and where it was said so.
-    let errors = said.lines().filter(|line| line.contains("I/O error"));
-    ensure!(errors.clone().all(|line| line.contains("nbd1")), "{:?}", errors.collect::<Vec<_>>());
+    let errors: Vec<_> = said.lines().filter(|line| line.contains("I/O error")).collect();
+    let names: Vec<_> = forced.iter().map(|device| device.trim_start_matches("/dev/")).collect();
+    ensure!(errors.iter().all(|line| names.iter().any(|name| line.contains(name))), "{errors:?}");
+    let broken = ["BUG:", "WARNING: CPU", "Oops", "blocked for more than"].into_iter().find(|word| said.contains(word));
+    ensure!(broken.is_none(), "the kernel says {broken:?}");
     Ok(())
+}
+
+/// Tries whether a promise is kept.
+type IsKept = fn(&mut Inside) -> Result<()>;
+
+/// What a device is promised to do, whichever way it is one.
+const PROMISES: [(&str, IsKept); 5] = [
+    ("a file system is what the node has", |inside| inside.a_file_system_is_what_the_node_has()),
+    ("what is discarded or zeroed reads zero", |inside| inside.what_is_discarded_or_zeroed_reads_zero()),
+    ("killed and replaced nodes are pauses", Inside::killed_and_replaced_nodes_are_pauses),
+    ("who has it open keeps it unless by force", Inside::who_has_it_open_keeps_it_unless_by_force),
+    ("what a crash has left goes", Inside::what_a_crash_has_left_goes),
+];
+
+fn a_kernel_without_the_drivers_says_what_to_do() -> Result<()> {
+    let world = World::new(e2e::brant())?;
+    let node = world.start_node("a")?;
+    node.brant(&["volume", "create", "early", "--size", "16MiB"])?;
+    for (via, hint) in [("nbd-kernel", "modprobe nbd"), ("ublk", "modprobe ublk_drv")] {
+        let refused = node.try_brant(&["attach", "early", "--via", via])?.failed_with(2)?;
+        ensure!(refused.stderr.contains(hint), "{}", refused.stderr);
+    }
+    ensure!(node.json(&["attach"])?.as_array().is_some_and(Vec::is_empty), "nothing is attached");
+    Ok(())
+}
+
+/// In which way a volume is a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    NbdKernel,
+    Ublk,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Way::NbdKernel => "nbd-kernel",
+            Way::Ublk => "ublk",
+        }
+    }
+
+    /// What is asked for. Where the best way is, that is the one whose devices grow while they are used: this kernel's ublk
+    /// devices do not.
+    fn via(self) -> &'static str {
+        match self {
+            Way::NbdKernel => "kernel",
+            Way::Ublk => "ublk",
+        }
+    }
+
+    /// Whether there is a device that is a volume's, or was one's and is open still.
+    fn is_there(self, device: &str) -> bool {
+        match self {
+            Way::NbdKernel => shown(device, "backend").is_some() || shown(device, "pid").is_some(),
+            Way::Ublk => shown(device, "size").is_some(),
+        }
+    }
 }
 
 fn modules() -> Result<Vec<PathBuf>> {
@@ -77,6 +135,9 @@ fn number(device: &str, attribute: &str) -> Result<u64> {
 struct Inside {
     world: World,
     node: Option<Node>,
+    way: Way,
+    /// The device that was ended by force.
+    forced: Option<String>,
 }
 
 impl Inside {
@@ -99,8 +160,8 @@ impl Inside {
     }
 
     fn attach(&self, target: &str) -> Result<String> {
-        let attached = self.node().json(&["attach", target, "--via", "kernel"])?;
-        ensure!(attached["via"] == "nbd-kernel", "the best way is taken: {attached}");
+        let attached = self.node().json(&["attach", target, "--via", self.way.via()])?;
+        ensure!(attached["via"] == self.way.name(), "it is attached in another way: {attached}");
         ensure!(attached["uri"].as_str().is_some_and(|uri| uri.starts_with("nbd+unix:")), "{attached}");
         attached["device"].as_str().map(str::to_owned).context("a device")
     }
@@ -112,21 +173,31 @@ impl Inside {
 
     fn detach(&self, target: &str, device: &str) -> Result<()> {
         self.node().brant(&["detach", target])?;
-        ensure!(shown(device, "backend").is_none() && shown(device, "pid").is_none(), "{device} is connected");
-        ensure!(number(device, "size")? == 0, "{device} has a size");
+        ensure!(!self.way.is_there(device), "{device} is there still");
+        ensure!(shown(device, "size").is_none_or(|size| size == "0"), "{device} has a size");
         Ok(())
     }
 
-    fn a_kernel_without_the_driver_says_what_to_do(&self) -> Result<()> {
-        self.node().brant(&["volume", "create", "early", "--size", "16MiB"])?;
-        let refused = self.node().try_brant(&["attach", "early", "--via", "nbd-kernel"])?.failed_with(2)?;
-        ensure!(refused.stderr.contains("modprobe nbd"), "{}", refused.stderr);
-        ensure!(self.node().json(&["attach"])?.as_array().is_some_and(Vec::is_empty), "nothing is attached");
+    /// Makes a volume larger, whose device sees it at once where it can.
+    fn grow(&self, name: &str, mib: usize) -> Result<()> {
+        let size = format!("{mib}MiB");
+        let resize = ["volume", "resize", name, "--size", &size];
+        if self.way == Way::NbdKernel {
+            return self.node().brant(&resize).map(drop);
+        }
+        let refused = self.node().try_brant(&resize)?.failed_with(IN_USE)?;
+        ensure!(refused.stderr.contains("Linux 6.16") && refused.stderr.contains("nbd-kernel"), "{}", refused.stderr);
         Ok(())
+    }
+
+    /// The size that a device has after its volume was to grow while it was used.
+    fn grown(&self, from_mib: usize, to_mib: usize) -> u64 {
+        let mib = if self.way == Way::NbdKernel { to_mib } else { from_mib };
+        (mib * MIB) as u64
     }
 
     fn a_file_system_is_what_the_node_has(&self) -> Result<()> {
-        let device = self.volume("vm", "24MiB")?;
+        let mut device = self.volume("vm", "24MiB")?;
         ensure!(shown(&device, "queue/write_cache").as_deref() == Some("write back"), "flushes are sent");
         ensure!(number(&device, "queue/fua")? == 1, "FUA is sent");
         ensure!(number(&device, "queue/discard_max_bytes")? > 0, "discards are sent");
@@ -143,9 +214,17 @@ impl Inside {
         File::open(point.join("file"))?.sync_all()?;
         let refused = self.node().try_brant(&["detach", "vm"])?.failed_with(IN_USE)?;
         ensure!(refused.stderr.contains(place), "{}", refused.stderr);
-        self.node().try_brant(&["attach", "vm", "--via", "kernel"])?.failed_with(IN_USE)?;
-        // What is grown is seen at once, also while it is mounted.
-        self.node().brant(&["volume", "resize", "vm", "--size", "32MiB"])?;
+        self.node().try_brant(&["attach", "vm", "--via", self.way.via()])?.failed_with(IN_USE)?;
+        // What is grown is seen at once, also while it is mounted; or not before it is attached anew.
+        self.grow("vm", 32)?;
+        ensure!(number(&device, "size")? * 512 == self.grown(24, 32), "{:?}", shown(&device, "size"));
+        if self.way == Way::Ublk {
+            run("umount", &[place])?;
+            self.detach("vm", &device)?;
+            self.node().brant(&["volume", "resize", "vm", "--size", "32MiB"])?;
+            device = self.attach("vm")?;
+            run("mount", &["-t", "ext4", &device, place])?;
+        }
         ensure!(number(&device, "size")? * 512 == 32 * MIB as u64, "{:?}", shown(&device, "size"));
         run("resize2fs", &[&device])?;
         run("umount", &[place])?;
@@ -215,16 +294,16 @@ impl Inside {
         self.node.take().context("a node")?.service.terminate()?;
         self.start()?;
         load.goes_on()?;
-        self.node().brant(&["volume", "resize", "load", "--size", "24MiB"])?;
+        self.grow("load", 24)?;
         load.goes_on()?;
         load.finish()?;
-        ensure!(size(&device)? == 24 * MIB as u64, "{}", size(&device)?);
+        ensure!(size(&device)? == self.grown(16, 24), "{}", size(&device)?);
         ensure!(self.device()?.as_deref() == Some(&*device), "the device is another one");
         self.detach("load", &device)?;
         Ok(())
     }
 
-    fn who_has_it_open_keeps_it_unless_by_force(&self) -> Result<()> {
+    fn who_has_it_open_keeps_it_unless_by_force(&mut self) -> Result<()> {
         let first = self.volume("kept", "16MiB")?;
         let device = self.volume("forced", "16MiB")?;
         let open = File::open(&device)?;
@@ -239,9 +318,10 @@ impl Inside {
         file.write_all_at(&[5; 4096], 0)?;
         file.sync_all()?;
         drop((open, file));
-        wait::until("the device is free", || Ok(shown(&device, "backend").is_none().then_some(())))?;
+        wait::until("the device is free", || Ok((!self.way.is_there(&device)).then_some(())))?;
         self.detach("forced", &another)?;
         self.detach("kept", &first)?;
+        self.forced = Some(device);
         Ok(())
     }
 
@@ -252,10 +332,10 @@ impl Inside {
         self.start()?;
         let device = self.attach("kept")?;
         self.kill()?;
-        ensure!(shown(&device, "backend").is_some(), "the kernel keeps it");
+        ensure!(self.way.is_there(&device), "the kernel does not keep it");
         self.go_back_to_directory()?;
         self.start()?;
-        ensure!(shown(&device, "backend").is_none(), "nobody knows it, and it is there");
+        ensure!(!self.way.is_there(&device), "nobody knows it, and it is there");
         // A node whose device is not there any more: it is made anew, with its number.
         let device = self.attach("kept")?;
         self.kill()?;

@@ -21,7 +21,7 @@ case $name in
     modules="virtio_pci virtio_blk ext4" programs="mkfs.ext4 e2fsck" ;;
   host)
     package=$(apt-cache search --names-only '^linux-image-6\.12\.[0-9]+.*cloud-amd64-unsigned$' | awk '{ print $1 }' | sort -V | tail -n 1)
-    modules="ext4 nbd" programs="mkfs.ext4 e2fsck resize2fs blkdiscard dd" ;;
+    modules="ext4 nbd ublk_drv" programs="mkfs.ext4 e2fsck resize2fs blkdiscard dd" ;;
   *) echo "there is no guest $name" >&2; exit 2 ;;
 esac
 [ -n "$package" ] || { echo "apt knows no kernel for the $name (has apt-get update been run?)" >&2; exit 3; }

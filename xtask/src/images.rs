@@ -97,16 +97,21 @@ pub fn make_disks(directory: &Path, disks: Disks) -> Result<()> {
     script("disk-images.sh", directory, versions)
 }
 
+/// Whether a small machine is there whole, and not older than what says what is in it: else it is made anew.
+fn is_made_of(machine: &Kernel, asset: &str) -> bool {
+    let changed = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
+    let asset = workspace::assets().join(asset);
+    // The script moves the kernel into place after the initial file system.
+    machine.kernel.exists()
+        && changed(&machine.initrd).is_some_and(|made| changed(&asset).is_none_or(|asset| asset <= made))
+}
+
 /// Makes the small guest unless `directory` has it. Needs no root once its tools are there.
 ///
 /// # Errors
 /// As [`make`].
 pub fn make_guest(directory: &Path) -> Result<()> {
-    // The script moves the kernel into place after the initial file system. A guest made before what it does was changed
-    // is made anew.
-    let changed = |path: &Path| std::fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    let asset = workspace::assets().join("guest-init.sh");
-    if changed(&guest_kernel(directory).initrd).is_some_and(|made| changed(&asset).is_none_or(|asset| asset <= made)) {
+    if is_made_of(&guest_kernel(directory), "guest-init.sh") {
         return Ok(());
     }
     if let Some(reason) = guest_lacks()? {
@@ -121,7 +126,7 @@ pub fn make_guest(directory: &Path) -> Result<()> {
 /// # Errors
 /// When installing or making fails.
 pub fn make_host(directory: &Path) -> Result<Option<String>> {
-    if host_kernel(directory).kernel.exists() {
+    if is_made_of(&host_kernel(directory), "guest-image.sh") {
         return Ok(None);
     }
     let missing = setup::install(&[BUSYBOX, CPIO, MODPROBE, MKFS_EXT4, BLKDISCARD])?;

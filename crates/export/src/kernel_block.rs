@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::OFlags;
 
@@ -77,6 +78,15 @@ impl KernelBlock {
     #[must_use]
     pub fn size_bytes(self) -> Option<u64> {
         self.attribute("size")?.parse::<u64>().ok()?.checked_mul(512)
+    }
+
+    /// Has its driver look at each request that is not answered so often. Where that cannot be said, requests may wait for longer
+    /// than necessary.
+    pub fn set_request_timer(self, timer: Duration) {
+        let place = self.directory().join("queue/io_timeout");
+        if let Err(error) = fs::write(place, timer.as_millis().to_string()) {
+            tracing::warn!(%error, device = %self.path().display(), "requests may wait longer than necessary");
+        }
     }
 
     /// Who uses it or a partition of it, in words for people; nobody where it is empty.

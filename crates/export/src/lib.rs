@@ -7,7 +7,8 @@
 //! client's bytes make this crate panic or hold memory beyond its bounds. It knows nothing of catalogs, attachments or
 //! peers.
 //!
-//! [`nbd_device`], or [`fuse`] with [`loop_device`], makes an NBD export a block device of the kernel.
+//! [`nbd_device`], or [`fuse`] with [`loop_device`], makes an NBD export a block device of the kernel; [`ublk_device`] is one
+//! without NBD.
 
 mod disk;
 mod exports;
@@ -18,6 +19,7 @@ pub mod mounts;
 pub mod nbd;
 pub mod nbd_device;
 mod netlink;
+pub mod ublk_device;
 
 pub use exports::{Exports, SingleExport};
 pub use fuse::{FrontError, FrontOptions, run_front};

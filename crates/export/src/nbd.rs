@@ -23,7 +23,7 @@ pub mod state;
 mod suspend;
 mod tls;
 mod transmission;
-mod wait;
+pub(crate) mod wait;
 
 pub use direct::Direct;
 pub use listen::{Listen, Reservation};

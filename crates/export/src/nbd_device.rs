@@ -7,7 +7,6 @@
 //! that take longer than a time-out; the time-out is set to none. A device is known by a text that the driver keeps and shows
 //! (`backend`), never remembered.
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::unix::net::UnixStream;
@@ -143,7 +142,7 @@ impl NbdDevice {
         };
         let number = answers.iter().find_map(|answer| answer.number(NBD_ATTR_INDEX)).ok_or(NbdDeviceError::Unknown)?;
         let device = NbdDevice { block: KernelBlock::new(DRIVER, number) };
-        device.set_timer(TIMER);
+        device.block.set_request_timer(TIMER);
         if device.identity().as_deref() == Some(source.identity) {
             return Ok(device);
         }
@@ -177,7 +176,7 @@ impl NbdDevice {
     pub fn reconnect(&self, source: &NbdSource<'_>) -> Result<(), NbdDeviceError> {
         let attributes = self.known(source.identity).with_nested(NBD_ATTR_SOCKETS, &sockets(source.connection));
         self.reconfigure(&attributes)?;
-        self.set_timer(TIMER);
+        self.block.set_request_timer(TIMER);
         Ok(())
     }
 
@@ -194,7 +193,7 @@ impl NbdDevice {
     /// # Errors
     /// See [`NbdDeviceError`].
     pub fn free(&self) -> Result<(), NbdDeviceError> {
-        self.set_timer(USUAL_TIMER);
+        self.block.set_request_timer(USUAL_TIMER);
         let attributes = Attributes::default().with_u32(NBD_ATTR_INDEX, self.block.number());
         let asked = family()?.ask(NBD_CMD_DISCONNECT, &attributes);
         asked.map(drop).map_err(|source| self.unchanged(source))
@@ -212,13 +211,6 @@ impl NbdDevice {
 
     fn unchanged(&self, source: io::Error) -> NbdDeviceError {
         NbdDeviceError::Change { device: self.block.path().display().to_string(), source }
-    }
-
-    fn set_timer(&self, timer: Duration) {
-        let place = self.block.directory().join("queue/io_timeout");
-        if let Err(error) = fs::write(place, timer.as_millis().to_string()) {
-            tracing::warn!(%error, device = %self.block.path().display(), "requests may wait longer than necessary");
-        }
     }
 }
 

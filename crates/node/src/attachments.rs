@@ -1,7 +1,8 @@
 //! Attachments: volumes and snapshots as block devices, which come back by themselves after a restart.
 //!
 //! Each has a server and a socket of its own, `nbd/TARGET.sock` in the node's directory. A device of the kernel is beside it,
-//! as a client of that server ([`kernel`]). Those by vhost-user have servers and sockets of another kind ([`vhost_user`]).
+//! as a client of that server, or served by the node itself ([`kernel`]). Those by vhost-user have servers and sockets of another
+//! kind ([`vhost_user`]).
 
 mod devices;
 mod kernel;
@@ -23,7 +24,7 @@ use crate::error::{blocking, store_error};
 use crate::node::Node;
 use crate::passed::PassedSockets;
 use crate::record::{AttachmentRecord, Record, VhostUserRecord};
-use kernel::KernelDevice;
+use kernel::{Home, KernelDevice};
 use place::Place;
 use vhost_user::VhostUserAttachments;
 
@@ -86,6 +87,9 @@ enum Begin {
 
 impl Running {
     fn stop(self) {
+        if let Some(device) = self.kernel {
+            device.stop(GRACE);
+        }
         if let Some(server) = self.server {
             server.stop(GRACE);
         }
@@ -109,7 +113,7 @@ pub(crate) fn record_name(target: &str) -> String {
 /// The attachments of a node, by target.
 #[derive(Debug)]
 pub(crate) struct Attachments {
-    directory: PathBuf,
+    home: Home,
     sockets: PathBuf,
     store: Arc<dyn ChunkStore>,
     runtime: tokio::runtime::Handle,
@@ -136,6 +140,7 @@ pub(crate) fn reserve(directory: &Path) -> BTreeMap<PathBuf, Reservation> {
 impl Attachments {
     pub(crate) fn new(
         directory: &Path,
+        key: [u8; 32],
         reserved: BTreeMap<PathBuf, Reservation>,
         store: Arc<dyn ChunkStore>,
         runtime: tokio::runtime::Handle,
@@ -143,9 +148,9 @@ impl Attachments {
     ) -> Self {
         let (running, reserved) = (Mutex::default(), Mutex::new(reserved));
         let vhost_user = VhostUserAttachments::new(directory, Arc::clone(&store), runtime.clone());
-        let (directory, sockets) = (directory.to_owned(), directory.join(SOCKETS));
+        let (home, sockets) = (Home { directory: directory.to_owned(), key }, directory.join(SOCKETS));
         let (reconnecting, watching) = (Mutex::default(), Mutex::default());
-        Self { directory, sockets, store, runtime, passed, running, vhost_user, reserved, reconnecting, watching }
+        Self { home, sockets, store, runtime, passed, running, vhost_user, reserved, reconnecting, watching }
     }
 
     fn reconnecting(&self) -> std::sync::MutexGuard<'_, ()> {
@@ -175,6 +180,7 @@ impl Attachments {
             Listen::Tcp(_) => None,
         };
         let device = running.kernel.as_ref().and_then(|device| device.block());
+        let connected = running.server.as_ref().map_or(0, |server| server.connections(target));
         let drive = qemu_drive(&running.listen, target, running.options.tls.is_some(), running.read_only);
         Attachment {
             target: target.to_owned(),
@@ -187,7 +193,7 @@ impl Attachments {
             qemu_arguments: vec!["-drive".to_owned(), drive.clone()],
             qemu_drive: drive,
             read_only: running.read_only,
-            connections: running.server.as_ref().map_or(0, |server| server.connections(target)) as u64,
+            connections: connected as u64 + running.kernel.as_ref().map_or(0, |device| device.clients()),
         }
     }
 
@@ -284,6 +290,7 @@ impl Attachments {
             }
         }
         stuck.extend(self.vhost_user.suspend_all(patience));
+        stuck.extend(self.suspend_devices(&running, patience));
         drop(running);
         if stuck.is_empty() {
             return Ok(suspended);
@@ -306,6 +313,7 @@ impl Attachments {
         }
         drop(all);
         self.vhost_user.resume_all();
+        self.go_on_with_suspended();
     }
 
     /// Closes the connections to a target, which stays attached.

@@ -162,7 +162,9 @@ impl Node {
         let catalog = Catalog::open(&directory.join("catalog.sqlite")).await?;
         let tasks = Tasks::new(catalog.clone(), stopping.clone());
         let runtime = tokio::runtime::Handle::current();
-        let attachments = Attachments::new(&directory, reserved, Arc::clone(&store), runtime, options.passed.clone());
+        let key = *swarm.endpoint().as_bytes();
+        let attachments =
+            Attachments::new(&directory, key, reserved, Arc::clone(&store), runtime, options.passed.clone());
         let node = Arc::new(Self {
             options,
             store,

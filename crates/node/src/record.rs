@@ -217,6 +217,13 @@ pub(crate) enum KernelRecord {
         #[n(0)]
         number: u32,
     },
+    /// A device of the kernel's ublk driver.
+    #[n(2)]
+    Ublk {
+        /// Its number, which it has again where that is free.
+        #[n(0)]
+        number: u32,
+    },
 }
 
 impl KernelRecord {
@@ -226,6 +233,7 @@ impl KernelRecord {
             Transport::Nbd | Transport::VhostUser => None,
             Transport::Fuse => Some(Self::Fuse { number }),
             Transport::NbdKernel => Some(Self::Nbd { number }),
+            Transport::Ublk => Some(Self::Ublk { number }),
         }
     }
 
@@ -234,13 +242,14 @@ impl KernelRecord {
         match self {
             Self::Fuse { .. } => Transport::Fuse,
             Self::Nbd { .. } => Transport::NbdKernel,
+            Self::Ublk { .. } => Transport::Ublk,
         }
     }
 
     /// Its number.
     pub(crate) fn number(self) -> u32 {
         match self {
-            Self::Fuse { number } | Self::Nbd { number } => number,
+            Self::Fuse { number } | Self::Nbd { number } | Self::Ublk { number } => number,
         }
     }
 }
@@ -490,7 +499,8 @@ pub(crate) mod tests {
             remote: None,
             vhost_user: (kernel == Transport::VhostUser).then_some(VhostUserRecord { write_through: true }),
         };
-        for (file, transport) in [("fuse", Transport::Fuse), ("nbd", Transport::NbdKernel)] {
+        let ways = [("fuse", Transport::Fuse), ("nbd", Transport::NbdKernel), ("ublk", Transport::Ublk)];
+        for (file, transport) in ways {
             let bytes = to_canonical(&of(transport));
             golden(&format!("attachment-{file}-1.cbor"), &bytes);
             let read = AttachmentRecord::from_bytes(&bytes).unwrap();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use store::Domains;
 use types::{Name, SnapshotId, VolumeId};
-use volume::{ChangedKind, Deleted, DiskState, RevertTo, TreeBase, Volume};
+use volume::{BlockDevice as _, ChangedKind, Deleted, DiskState, RevertTo, TreeBase, Volume};
 
 use crate::api::{self, ApiError, ErrorCode};
 use crate::error::{blocking, not_found};
@@ -54,6 +54,9 @@ impl Node {
         let volume = self.find_volume(name)?;
         let (node, growing) = (Arc::clone(self), Arc::clone(&volume));
         blocking(move || {
+            if size_bytes > growing.size_bytes() {
+                node.attachments.check_resizable(growing.name().as_str())?;
+            }
             node.volumes.grow(&growing, size_bytes).map_err(volume_error)?;
             node.attachments.follow_size(growing.name().as_str());
             Ok(())

@@ -16,7 +16,7 @@ origin what the disk begins as: BUCKET/OBJECT[@VERSION], a snapshot id, or INDEX
 bucket the bucket of this node that snapshots of the instance go to, by `brant ganeti snapshot INSTANCE` and by schedule
 schedule how often snapshots are taken by themselves: 15min, 1h, 1d; those disks of an instance that have it at one moment; needs bucket
 keep which of those are kept: 3+24h+7d+4w+12m+1y are the last three, and one an hour, day, week, month, year; all where it is left out
-export kernel (the default): a block device of the kernel in the best way that there is, and for access=userspace a URI for QEMU beside it; nbd-kernel, fuse: in this way; userspace: only the URI
+export kernel (the default): a block device of the kernel in the best way that there is, and for access=userspace a URI for QEMU beside it; ublk, nbd-kernel, fuse: in this way; userspace: only the URI
 replica another node of brant's cluster, by its name there, that keeps a second copy of the disk and takes over when the disk's node is dead
 replica_mode sync (the default): a write is answered when the replica has it, so that nothing is lost; async: at once, and up to 64 MiB may be lost; needs replica
 witness a third node, which says who goes on alone when the disk's and the replica's do not hear of each other; needs replica
@@ -166,6 +166,7 @@ impl Parameters {
     pub(crate) fn export(&self) -> Via {
         match self.0.get("export").map(String::as_str) {
             Some("userspace") => Via::Nbd,
+            Some("ublk") => Via::Ublk,
             Some("nbd-kernel") => Via::NbdKernel,
             Some("fuse") => Via::Fuse,
             _ => Via::Kernel,
@@ -183,7 +184,7 @@ impl Parameters {
         self.together("keep", "schedule")?;
         self.together("replica_mode", "replica")?;
         self.together("witness", "replica")?;
-        self.word("export", "kernel", "kernel, nbd-kernel, fuse, userspace")?;
+        self.word("export", "kernel", "kernel, ublk, nbd-kernel, fuse, userspace")?;
         let access = self.0.get("access").map_or("kernelspace", String::as_str);
         if self.export() == Via::Nbd && access != "userspace" {
             return Err(ParameterError::Access(access.to_owned()));
@@ -280,7 +281,7 @@ mod tests {
         for (name, value, says) in [
             ("schedule", "1h", "schedule=1h needs bucket too"),
             ("keep", "7d", "keep=7d needs schedule too"),
-            ("export", "nbd", "is none of: kernel, nbd-kernel, fuse, userspace"),
+            ("export", "nbd", "is none of: kernel, ublk, nbd-kernel, fuse, userspace"),
             ("prefetch", "profile", "is none of: none, full"),
             ("origin", "web", "origin=web"),
             ("bucket", "a/b", "bucket=a/b"),
@@ -303,7 +304,9 @@ mod tests {
         let both = [("export", "userspace"), ("access", "kernelspace")];
         assert!(matches!(check(&both).unwrap_err(), ParameterError::Access(_)), "nothing would be there");
         assert!(Parameters::default().check().is_ok(), "Ganeti's default is the kernel, and so is ours");
-        for (word, via) in [("kernel", Via::Kernel), ("nbd-kernel", Via::NbdKernel), ("fuse", Via::Fuse)] {
+        for (word, via) in
+            [("kernel", Via::Kernel), ("ublk", Via::Ublk), ("nbd-kernel", Via::NbdKernel), ("fuse", Via::Fuse)]
+        {
             let parameters = Parameters::new([("export".to_owned(), word.to_owned())]);
             assert!(parameters.check().is_ok() && parameters.export() == via, "{word}");
         }

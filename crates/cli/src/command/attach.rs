@@ -34,8 +34,8 @@ pub(crate) struct AttachArguments {
     #[arg(long, value_name = "NAME", requires = "target")]
     disk: Option<String>,
     /// How it becomes visible: by NBD alone, by vhost-user-blk for QEMU, or also as a device of the kernel, in the best way
-    /// that the machine has, by the kernel's own NBD driver, or as a loop device over FUSE
-    #[arg(long, default_value = "nbd", value_parser = choice::<Via>(&["nbd", "vhost-user", "kernel", "nbd-kernel", "fuse"]))]
+    /// that the machine has, by the kernel's ublk driver, by its NBD driver, or as a loop device over FUSE
+    #[arg(long, default_value = "nbd", value_parser = choice::<Via>(&["nbd", "vhost-user", "kernel", "ublk", "nbd-kernel", "fuse"]))]
     via: Via,
     /// Where to listen, instead of at a unix socket in the node's directory: IP:PORT, unix:PATH, or fd:NAME, a socket
     /// that the node was started with (systemd's FileDescriptorName)

@@ -118,7 +118,8 @@ impl Waits {
     }
 }
 
-async fn fetch(disk: &Disk, ranges: Vec<(u64, usize)>, timeout: Option<Duration>) -> Result<Bytes, Refusal> {
+/// Reads ranges of the disk, one after the other, and returns the last one's bytes. Each may take as long as is said.
+pub(crate) async fn fetch(disk: &Disk, ranges: Vec<(u64, usize)>, timeout: Option<Duration>) -> Result<Bytes, Refusal> {
     let mut last = Bytes::new();
     for (offset, length) in ranges {
         let read = disk.read(offset, length);

@@ -14,6 +14,8 @@ pub enum Transport {
     Fuse,
     /// A device of the kernel's own NBD driver, beside the unix socket. Takes root and the driver (`modprobe nbd`).
     NbdKernel,
+    /// A device of the kernel's ublk driver, beside the unix socket. Takes root and the driver (`modprobe ublk_drv`).
+    Ublk,
     /// vhost-user-blk over a unix socket: a virtio block device for QEMU's guest, whose requests QEMU does not see.
     VhostUser,
 }
@@ -24,7 +26,7 @@ impl Transport {
     pub fn makes_device(self) -> bool {
         match self {
             Self::Nbd | Self::VhostUser => false,
-            Self::Fuse | Self::NbdKernel => true,
+            Self::Fuse | Self::NbdKernel | Self::Ublk => true,
         }
     }
 
@@ -35,6 +37,7 @@ impl Transport {
             Self::Nbd => "nbd",
             Self::Fuse => "fuse",
             Self::NbdKernel => "nbd-kernel",
+            Self::Ublk => "ublk",
             Self::VhostUser => "vhost-user",
         }
     }
@@ -51,6 +54,8 @@ pub enum Via {
     Fuse,
     /// [`Transport::NbdKernel`].
     NbdKernel,
+    /// [`Transport::Ublk`].
+    Ublk,
     /// [`Transport::VhostUser`].
     VhostUser,
     /// As a device of the kernel, in the best way that the node's machine has.

@@ -1,5 +1,6 @@
 //! The attachments that are devices of the kernel: how they come about, are found again, grow and end.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use export::nbd_device::NbdNews;
 use export::{Exports as _, KernelBlock, Listen};
 
 use super::kernel::{self, A_MOMENT, KernelDevice, Source, wait_until};
-use super::{Attachments, PREFIX, record_name};
+use super::{Attachments, PREFIX, Running, record_name};
 use crate::api::{ApiError, ErrorCode, Transport};
 use crate::error::store_error;
 use crate::node::Node;
@@ -31,12 +32,16 @@ impl Attachments {
             return Err(ApiError::new(ErrorCode::Internal, format!("{target} has no unix socket")));
         };
         let server = running.server.as_ref().ok_or_else(|| not_attached(target))?;
+        let device = running.exports.open(target).ok_or_else(|| not_attached(target))?;
         Ok(Source {
             socket: socket.clone(),
             export: target.to_owned(),
             direct: server.direct(target),
             read_only: running.read_only,
-            size_bytes: running.exports.open(target).map_or(0, |device| device.size_bytes()),
+            size_bytes: device.size_bytes(),
+            device,
+            runtime: self.runtime.clone(),
+            read_timeout: running.options.read_timeout,
         })
     }
 
@@ -54,7 +59,7 @@ impl Attachments {
 
     /// Makes an attachment a device of the kernel. Blocks.
     pub(super) fn make_device(&self, target: &str, transport: Transport) -> Result<KernelRecord, ApiError> {
-        let device = kernel::device(&self.directory, target, transport)?;
+        let device = kernel::device(&self.home, target, transport)?;
         let made = device.make(&self.source(target)?, None)?;
         if self.remember(target, &device) {
             return record_of(&*device, made);
@@ -100,6 +105,36 @@ impl Attachments {
         }
     }
 
+    /// An error where a target has a device of the kernel that cannot become larger while it is there.
+    pub(crate) fn check_resizable(&self, target: &str) -> Result<(), ApiError> {
+        let refused =
+            |error: ApiError| ApiError { message: format!("{target} cannot grow now: {}", error.message), ..error };
+        self.kernel(target).map_or(Ok(()), |device| device.check_resizable().map_err(refused))
+    }
+
+    /// Stops the devices of the kernel that this process serves itself, between two requests; returns the targets of those
+    /// that take longer than `patience`. Blocks.
+    pub(super) fn suspend_devices(&self, running: &BTreeMap<String, Running>, patience: Duration) -> Vec<String> {
+        let devices = running.iter().filter_map(|(target, running)| Some((target.clone(), running.kernel.clone()?)));
+        devices.filter(|(_, device)| !device.suspend(patience)).map(|(target, _)| target).collect()
+    }
+
+    /// Goes on with devices of the kernel that were stopped to be handed over. Blocks, also for those that took long.
+    pub(super) fn go_on_with_suspended(&self) {
+        let served = |running: &Running| running.kernel.clone().filter(|device| device.transport() == Transport::Ublk);
+        let devices: Vec<_> = {
+            let running = self.lock();
+            running.iter().filter_map(|(target, running)| Some((target.clone(), served(running)?))).collect()
+        };
+        for (target, device) in devices {
+            let Ok(source) = self.source(&target) else { continue };
+            let _one_at_a_time = self.reconnecting();
+            if device.go_on(&source, device.block().map(KernelBlock::number)).is_none() {
+                tracing::error!(target, "a device of the kernel is not served: see brant detach and brant attach");
+            }
+        }
+    }
+
     /// Goes on with the devices of the kernel of attachments that are served again, and removes what others have left.
     /// Blocks.
     pub(super) fn resume_devices(&self, records: Vec<(String, AttachmentRecord)>) {
@@ -111,12 +146,12 @@ impl Attachments {
         // What is not known to be ours to remove stays.
         let Ok(all) = AttachmentRecord::read_all(&*self.store, PREFIX) else { return };
         let kept = all.into_iter().filter_map(|(_, record)| Some((record.target, record.kernel?)));
-        kernel::sweep(&self.directory, &kept.collect::<Vec<_>>());
+        kernel::sweep(&self.home, &kept.collect::<Vec<_>>());
     }
 
     fn resume_device(&self, target: &str, mut record: AttachmentRecord) -> Result<(), ApiError> {
         let Some(recorded) = record.kernel else { return Ok(()) };
-        let device = kernel::recorded(&self.directory, target, recorded)?;
+        let device = kernel::recorded(&self.home, target, recorded)?;
         let source = self.source(target)?;
         // Remembered also where it does not come back, so that it can be detached.
         self.remember(target, &device);

@@ -1,18 +1,20 @@
 //! Block devices of the kernel, in whatever way this machine can have them.
 //!
-//! Each way is a module: [`nbd`] by the kernel's own NBD driver, [`fuse`] by a front and a loop device. All outlive the node,
-//! and a node that starts finds them again. Invariant: what is there is asked of the kernel each time and never remembered;
+//! Each way is a module: [`ublk`] by the kernel's ublk driver, [`nbd`] by its NBD driver, [`fuse`] by a front and a loop device.
+//! All outlive the node, and a node that starts finds them again. Invariant: what is there is asked of the kernel each time and never remembered;
 //! what does not fit together is removed and made anew, and nothing is touched that is not of the node's own directory.
 
 mod fuse;
 mod nbd;
+mod ublk;
 
 use std::fmt::Debug;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use export::{Direct, KernelBlock};
+use volume::BlockDevice;
 
 use crate::api::{ApiError, ErrorCode, Transport, Via};
 use crate::record::KernelRecord;
@@ -29,20 +31,28 @@ const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// What keeps this machine from something, if anything does.
 type Missing = fn() -> Option<String>;
 
-/// The ways, the best first.
-const WAYS: [(Transport, Missing); 2] = [(Transport::NbdKernel, nbd::missing), (Transport::Fuse, fuse::missing)];
+/// The ways, the best first, and what keeps this machine from having each of them.
+const WAYS: [(Transport, Missing); 3] =
+    [(Transport::Ublk, ublk::missing), (Transport::NbdKernel, nbd::missing), (Transport::Fuse, fuse::missing)];
+
+/// The same ways for whoever does not say which: their devices can all that is promised of such devices, and so become larger
+/// while they are used.
+const ANY_WAY: [(Transport, Missing); 3] =
+    [(Transport::Ublk, ublk::missing_or_fixed), (Transport::NbdKernel, nbd::missing), (Transport::Fuse, fuse::missing)];
 
 /// The transport that someone asked for; of those that make a device of the kernel, the best one that this machine has.
 pub(super) fn choose(via: Via) -> Result<Transport, ApiError> {
     let wanted = match via {
         Via::Nbd => return Ok(Transport::Nbd),
         Via::VhostUser => return Ok(Transport::VhostUser),
+        Via::Ublk => Some(Transport::Ublk),
         Via::NbdKernel => Some(Transport::NbdKernel),
         Via::Fuse => Some(Transport::Fuse),
         Via::Kernel => None,
     };
     let mut reasons = Vec::new();
-    for (transport, missing) in WAYS.into_iter().filter(|(way, _)| wanted.is_none_or(|wanted| wanted == *way)) {
+    let ways = if wanted.is_none() { ANY_WAY } else { WAYS };
+    for (transport, missing) in ways.into_iter().filter(|(way, _)| wanted.is_none_or(|wanted| wanted == *way)) {
         if !rustix::process::geteuid().is_root() {
             reasons.push("the node does not run as root".to_owned());
             break;
@@ -69,6 +79,21 @@ pub(super) struct Source {
     pub(super) read_only: bool,
     /// Its size, in bytes.
     pub(super) size_bytes: u64,
+    /// The disk itself.
+    pub(super) device: Arc<dyn BlockDevice>,
+    /// Where reads of what is not here wait.
+    pub(super) runtime: tokio::runtime::Handle,
+    /// After how long they fail.
+    pub(super) read_timeout: Option<Duration>,
+}
+
+/// A node, as its devices know it.
+#[derive(Clone, Debug)]
+pub(super) struct Home {
+    /// Its directory.
+    pub(super) directory: PathBuf,
+    /// The public half of its key.
+    pub(super) key: [u8; 32],
 }
 
 /// The device of the kernel of one target, which need not be there.
@@ -82,14 +107,37 @@ pub(super) trait KernelDevice: Debug + Send + Sync {
     /// Makes it, of that number if it is free. What a crash may have left is removed. Blocks.
     fn make(&self, source: &Source, preferred: Option<u32>) -> Result<KernelBlock, ApiError>;
 
-    /// Goes on with it as it is after the node was another process, where it is there and can be gone on with. Blocks.
-    fn go_on(&self, source: &Source) -> Option<KernelBlock>;
+    /// Goes on with it as it is after the node was another process, where it is there and can be gone on with; it had the
+    /// number that was recorded. Blocks.
+    fn go_on(&self, source: &Source, recorded: Option<u32>) -> Option<KernelBlock>;
 
     /// Gives it another connection to the node where it has lost its own, and cannot help itself. Blocks.
     fn reconnect(&self, source: &Source) -> Result<(), ApiError>;
 
+    /// An error where the device cannot become larger while it is there.
+    fn check_resizable(&self) -> Result<(), ApiError> {
+        Ok(())
+    }
+
     /// Has the kernel know that the volume has another size. Blocks.
     fn resize(&self, size_bytes: u64) -> Result<(), ApiError>;
+
+    /// How many clients it is to the attachment, beside those that are connected.
+    fn clients(&self) -> u64 {
+        0
+    }
+
+    /// Stops serving it between two requests where this process itself serves it, so that it can be gone on with; whether
+    /// that took no longer than `patience`. Blocks.
+    fn suspend(&self, patience: Duration) -> bool {
+        let _ = patience;
+        true
+    }
+
+    /// As [`suspend`](KernelDevice::suspend), for however long it takes; after `grace`, nobody waits for the disk any more.
+    fn stop(&self, grace: Duration) {
+        let _ = grace;
+    }
 
     /// Removes it. By force, also where somebody uses it: who does gets errors. Where nothing is there, nothing happens.
     /// Blocks.
@@ -97,10 +145,11 @@ pub(super) trait KernelDevice: Debug + Send + Sync {
 }
 
 /// The device of a target of a node, in one of the ways.
-pub(super) fn device(node: &Path, target: &str, transport: Transport) -> Result<Arc<dyn KernelDevice>, ApiError> {
+pub(super) fn device(home: &Home, target: &str, transport: Transport) -> Result<Arc<dyn KernelDevice>, ApiError> {
     match transport {
-        Transport::NbdKernel => Ok(Arc::new(nbd::NbdKernelDevice::of(node, target)?)),
-        Transport::Fuse => Ok(Arc::new(fuse::FuseDevice::of(node, target)?)),
+        Transport::Ublk => Ok(Arc::new(ublk::UblkKernelDevice::of(home, target))),
+        Transport::NbdKernel => Ok(Arc::new(nbd::NbdKernelDevice::of(&home.directory, target)?)),
+        Transport::Fuse => Ok(Arc::new(fuse::FuseDevice::of(&home.directory, target)?)),
         Transport::Nbd | Transport::VhostUser => {
             Err(ApiError::new(ErrorCode::Internal, format!("{target} is no device of the kernel")))
         }
@@ -108,19 +157,19 @@ pub(super) fn device(node: &Path, target: &str, transport: Transport) -> Result<
 }
 
 /// The device that a record tells of.
-pub(super) fn recorded(node: &Path, target: &str, record: KernelRecord) -> Result<Arc<dyn KernelDevice>, ApiError> {
-    device(node, target, record.transport())
+pub(super) fn recorded(home: &Home, target: &str, record: KernelRecord) -> Result<Arc<dyn KernelDevice>, ApiError> {
+    device(home, target, record.transport())
 }
 
 impl dyn KernelDevice {
-    /// Goes on with it as it is; what is not right is made anew.
-    pub(super) fn resume(&self, source: &Source, preferred: Option<u32>) -> Result<KernelBlock, ApiError> {
-        if let Some(block) = self.go_on(source) {
+    /// Goes on with it as it is; what is not right is made anew, with the number that was recorded if that is free.
+    pub(super) fn resume(&self, source: &Source, recorded: Option<u32>) -> Result<KernelBlock, ApiError> {
+        if let Some(block) = self.go_on(source, recorded) {
             self.follow_size(source.size_bytes);
             return Ok(block);
         }
         tracing::warn!(target = source.export, "the device is not there any more: it is made anew");
-        self.make(source, preferred)
+        self.make(source, recorded)
     }
 
     /// Has the kernel know a volume's size, where it has another one.
@@ -146,13 +195,14 @@ impl dyn KernelDevice {
 }
 
 /// Removes what devices have left that belong to no attachment.
-pub(super) fn sweep(node: &Path, attached: &[(String, KernelRecord)]) {
+pub(super) fn sweep(home: &Home, attached: &[(String, KernelRecord)]) {
     let targets = |transport: Transport| {
         let of_it = attached.iter().filter(move |(_, record)| record.transport() == transport);
         of_it.map(|(target, _)| target.as_str()).collect::<Vec<_>>()
     };
-    fuse::sweep(node, &targets(Transport::Fuse));
-    nbd::sweep(node, &targets(Transport::NbdKernel));
+    fuse::sweep(&home.directory, &targets(Transport::Fuse));
+    nbd::sweep(&home.directory, &targets(Transport::NbdKernel));
+    ublk::sweep(home, &targets(Transport::Ublk));
 }
 
 fn internal(doing: &str, error: &(dyn std::error::Error + 'static)) -> ApiError {
@@ -189,7 +239,8 @@ mod tests {
     #[test]
     fn what_is_missing_is_said() {
         for (via, transport, missing) in [
-            (Via::NbdKernel, Transport::NbdKernel, nbd::missing as Missing),
+            (Via::Ublk, Transport::Ublk, ublk::missing as Missing),
+            (Via::NbdKernel, Transport::NbdKernel, nbd::missing),
             (Via::Fuse, Transport::Fuse, fuse::missing),
         ] {
             match choose(via) {

@@ -96,6 +96,9 @@ impl Node {
             self.check_detached(volume.as_str())?;
         }
         let resizes = path.ends_with("/resize");
+        if resizes {
+            self.attachments.check_resizable(volume.as_str())?;
+        }
         let question = Question::Forward { method: method.to_string(), path, body: body.into() };
         let reply = self.cluster.peers.ask(home.endpoint, &question, ANSWER).await;
         let Reply::Answered { status, body } = reply.map_err(|error| asked(error, &home.name))? else {

@@ -168,7 +168,7 @@ impl KernelDevice for FuseDevice {
         })
     }
 
-    fn go_on(&self, _: &Source) -> Option<KernelBlock> {
+    fn go_on(&self, _: &Source, _: Option<u32>) -> Option<KernelBlock> {
         self.block().filter(|_| self.is_served())
     }
 

@@ -100,7 +100,7 @@ impl KernelDevice for NbdKernelDevice {
         self.connected(source, &identity, |with| NbdDevice::make(with, preferred)).map(|device| device.block())
     }
 
-    fn go_on(&self, source: &Source) -> Option<KernelBlock> {
+    fn go_on(&self, source: &Source, _: Option<u32>) -> Option<KernelBlock> {
         let (device, _) = self.found()?;
         match self.reconnect(source) {
             Ok(()) => Some(device.block()),

@@ -4,13 +4,21 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::devices::{read, run, size};
 use e2e::{Host, Load};
+use export::ublk_device::{UblkServer, UblkSource};
+use memory_disk::MemoryDisk;
 use testkit::disk::Noise;
 use testkit::{Node, World, wait};
 use xtask::setup;
+
+#[expect(dead_code, reason = "other tests want more of it")]
+#[path = "../../crates/export/tests/nbd/memory_disk.rs"]
+mod memory_disk;
 
 const MIB: usize = 1 << 20;
 /// The exit code of what is in use.
@@ -48,6 +56,8 @@ fn inside_a_machine() -> Result<()> {
         }
         forced.extend(inside.forced);
     }
+    a_device_changes_hands()?;
+    println!("via ublk: a device changes hands");
     let said = run("dmesg", &[])?;
     println!("{said}");
     // By force only, and where it was said so.
@@ -81,6 +91,27 @@ fn a_kernel_without_the_drivers_says_what_to_do() -> Result<()> {
     }
     ensure!(node.json(&["attach"])?.as_array().is_some_and(Vec::is_empty), "nothing is attached");
     Ok(())
+}
+
+/// Servers of one process give a device on while it is used, again and again: a request that is on its way to one that leaves
+/// comes back. It is that only for microseconds, so that whole nodes would seldom show it.
+fn a_device_changes_hands() -> Result<()> {
+    const CHANGES: usize = 60;
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    let device = Arc::new(MemoryDisk::new(8 * MIB));
+    let source = UblkSource { device, runtime: runtime.handle().clone(), read_timeout: None, identity: 7 };
+    let mut server = UblkServer::make(&source, None)?;
+    let block = server.block();
+    let load = Load::start_on_device(block.path().to_str().context("a path")?, 8);
+    for change in 0..CHANGES {
+        load.goes_on().with_context(|| format!("after {change} changes"))?;
+        ensure!(server.suspend(PATIENCE), "it goes on serving");
+        server = UblkServer::take_over(&source, block.number(), None, PATIENCE)?;
+    }
+    load.goes_on()?;
+    load.finish()?;
+    Ok(server.end(false)?)
 }
 
 /// In which way a volume is a device.

@@ -10,7 +10,7 @@ mod orders;
 mod service;
 mod wait;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -37,6 +37,9 @@ const TIMER: Duration = Duration::from_secs(1);
 const PARTITION_PATIENCE: Duration = Duration::from_secs(3);
 /// How long it is waited for what is asked to end, before nobody waits for the disk any more.
 const GRACE: Duration = Duration::from_secs(5);
+/// For how long a device is left alone after it has begun to wait for another server, where the driver cancels what the old one
+/// had asked for only after that, and would cancel what the next one asks for (6.12; not those that can resize, 6.16).
+const SETTLING: Duration = Duration::from_millis(200);
 /// How often it is looked whether a dead server has gone altogether.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -90,6 +93,8 @@ pub struct UblkDevice {
     pub served_by: Option<u32>,
     /// Whether it has a block device, and can be taken over when nobody serves it.
     pub goes_on: bool,
+    /// Whether it waits for another server.
+    pub waits: bool,
 }
 
 impl UblkDevice {
@@ -155,6 +160,7 @@ fn of_info(info: &::ublk::DeviceInfo) -> UblkDevice {
         identity: info.identity,
         served_by: info.process.filter(|_| live),
         goes_on: (live || info.state == DeviceState::Quiesced) && info.is_like_ours(),
+        waits: info.state == DeviceState::Quiesced,
     }
 }
 
@@ -165,6 +171,9 @@ pub struct UblkServer {
     device: Arc<dyn BlockDevice>,
     orders: Arc<Orders>,
     thread: Option<JoinHandle<()>>,
+    /// The thread's own. Kept until it has gone: a request that is on its way to a thread which is there still, and whose
+    /// ring is not, is nobody's in Linux 6.12, and the driver waits for its answer for ever.
+    queue: Option<Arc<Mutex<Queue>>>,
     ended: Receiver<()>,
 }
 
@@ -202,25 +211,37 @@ impl UblkServer {
         Ok(server)
     }
 
-    /// Takes over a device whose server has died, within a time. What that one had not answered is asked for again. Blocks.
+    /// Takes over a device whose server has died, within a time. What that one had not answered is asked for again. Where it is
+    /// known since when the device waits for another server at least, that saves a moment. Blocks.
     ///
     /// # Errors
     /// See [`UblkDeviceError`].
-    pub fn take_over(source: &UblkSource, number: u32, patience: Duration) -> Result<UblkServer, UblkDeviceError> {
+    pub fn take_over(
+        source: &UblkSource,
+        number: u32,
+        mut waits_since: Option<Instant>,
+        patience: Duration,
+    ) -> Result<UblkServer, UblkDeviceError> {
         let mut control = Control::open()?;
+        let settling = if control.features()?.can_resize() { Duration::ZERO } else { SETTLING };
         let device = KernelBlock::new(NAME, number).name();
-        let info = control.info(number)?.filter(|info| info.identity == source.identity && info.is_like_ours());
-        let info = info.ok_or_else(|| UblkDeviceError::Gone { device: device.clone() })?;
         let begin = Instant::now();
-        while !control.begin_recovery(number)? {
+        let info = loop {
+            let ours = |info: &::ublk::DeviceInfo| info.identity == source.identity && info.is_like_ours();
+            let info = control.info(number)?.filter(ours).filter(|info| info.state != DeviceState::Dead);
+            let info = info.ok_or_else(|| UblkDeviceError::Gone { device: device.clone() })?;
+            if info.state == DeviceState::Quiesced {
+                let since = *waits_since.get_or_insert_with(Instant::now);
+                std::thread::sleep(settling.saturating_sub(since.elapsed()));
+                if control.begin_recovery(number)? {
+                    break info;
+                }
+            }
             if begin.elapsed() > patience {
                 return Err(UblkDeviceError::Served { device });
             }
             std::thread::sleep(LOOK_AGAIN);
-        }
-        if control.info(number)?.is_none_or(|info| info.state == DeviceState::Dead) {
-            return Err(UblkDeviceError::Gone { device });
-        }
+        };
         let orders = Orders::new().map_err(UblkDeviceError::Thread)?;
         let server = Self::serve(source, number, info.depth, orders)?;
         control.end_recovery(number)?;
@@ -235,28 +256,30 @@ impl UblkServer {
         let thread = std::thread::Builder::new().name(format!("{NAME}{number}")).spawn(move || {
             let _say_when_it_ends = say_ended;
             let queue = match Queue::new(number, depth, told.event()) {
-                Ok(queue) => queue,
+                Ok(queue) => Arc::new(Mutex::new(queue)),
                 Err(error) => {
                     let _nobody_waits_any_more = say_begun.send(Err(error));
                     return;
                 }
             };
-            let _nobody_waits_any_more = say_begun.send(Ok(()));
+            let _nobody_waits_any_more = say_begun.send(Ok(Arc::clone(&queue)));
+            let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
             let UblkSource { device, runtime, read_timeout, .. } = source;
             let disk = Disk::new(device);
             let waits = Waits::new(disk.clone(), runtime, read_timeout, Arc::clone(&told));
-            match Service::new(queue, disk, waits, told).run() {
+            match Service::new(&mut queue, disk, waits, told).run() {
                 Ok(()) => tracing::debug!(number, "a device is not served any more"),
                 Err(error) => tracing::error!(%error, number, "a device is not served any more: its requests wait"),
             }
         });
-        let server =
-            UblkServer { number, device, orders, thread: Some(thread.map_err(UblkDeviceError::Thread)?), ended };
+        let thread = Some(thread.map_err(UblkDeviceError::Thread)?);
+        let mut server = UblkServer { number, device, orders, thread, queue: None, ended };
         match begun.recv() {
-            Ok(Ok(())) => Ok(server),
-            Ok(Err(error)) => Err(error.into()),
-            Err(_) => Err(UblkDeviceError::Gone { device: server.block().name() }),
+            Ok(Ok(queue)) => server.queue = Some(queue),
+            Ok(Err(error)) => return Err(error.into()),
+            Err(_) => return Err(UblkDeviceError::Gone { device: server.block().name() }),
         }
+        Ok(server)
     }
 
     /// The block device.
@@ -341,6 +364,7 @@ impl UblkServer {
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::error!(number = self.number, "the thread of a device has panicked");
         }
+        self.queue = None;
     }
 }
 
@@ -366,6 +390,6 @@ mod tests {
 
     #[test]
     fn what_there_is_not_cannot_be_ended() {
-        assert!(UblkDevice { number: u32::MAX, identity: 0, served_by: None, goes_on: false }.end().is_err());
+        assert!(UblkDevice { number: u32::MAX, identity: 0, served_by: None, goes_on: false, waits: false }.end().is_err());
     }
 }

@@ -30,6 +30,9 @@ enum Tag {
 
 /// The line of requests of a device. The thread that makes it is the one that serves the device, and the only one that may use
 /// it. Dropping it leaves what is in hand to whoever takes the device over.
+///
+/// Once the device has begun, it is dropped only after that thread has ended: Linux 6.12 gives a request that is on its way to
+/// the thread while that lives, also when the ring has gone, and then waits for its answer for ever.
 pub struct Queue {
     // The ring goes before the files that its entries are for.
     ring: RequestRing,

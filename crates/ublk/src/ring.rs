@@ -84,8 +84,7 @@ impl RequestRing {
     pub(crate) fn new(requests: u16) -> io::Result<RequestRing> {
         let entries = (u32::from(requests) + 1).next_power_of_two();
         let mut builder = IoUring::builder();
-        // Not with IORING_SETUP_DEFER_TASKRUN: where a ring with it ends while the driver hands a request over, Linux 6.12 keeps
-        // both for ever.
+        // Not with IORING_SETUP_DEFER_TASKRUN: what is on its way then waits in the ring, and with it for the thread.
         builder.setup_single_issuer().setup_coop_taskrun();
         builder.build(entries).map(RequestRing)
     }

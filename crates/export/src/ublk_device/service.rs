@@ -27,8 +27,8 @@ const FAST: Duration = Duration::from_micros(60);
 const SLOW_READS: u32 = 64;
 
 /// What serves a device.
-pub(super) struct Service {
-    queue: Queue,
+pub(super) struct Service<'queue> {
+    queue: &'queue mut Queue,
     disk: Disk,
     waits: Waits,
     orders: Arc<Orders>,
@@ -45,8 +45,8 @@ fn number(refusal: &Refusal) -> Option<Errno> {
     (refusal.error != NBD_ESHUTDOWN).then(|| Errno::from_raw_os_error(number))
 }
 
-impl Service {
-    pub(super) fn new(queue: Queue, disk: Disk, waits: Waits, orders: Arc<Orders>) -> Service {
+impl<'queue> Service<'queue> {
+    pub(super) fn new(queue: &'queue mut Queue, disk: Disk, waits: Waits, orders: Arc<Orders>) -> Self {
         Service { queue, disk, waits, orders, unanswered: Vec::new(), buffer: Vec::new(), slow: 0 }
     }
 

@@ -138,8 +138,13 @@ impl Attachments {
     /// Goes on with the devices of the kernel of attachments that are served again, and removes what others have left.
     /// Blocks.
     pub(super) fn resume_devices(&self, records: Vec<(String, AttachmentRecord)>) {
-        for (target, record) in records {
-            if let Err(error) = self.resume_device(&target, record) {
+        // All are looked at before the first one is gone on with: what takes a moment takes it once.
+        let found = |(target, record): (String, AttachmentRecord)| {
+            let device = kernel::recorded(&self.home, &target, record.kernel?);
+            Some((target, device, record))
+        };
+        for (target, device, record) in records.into_iter().filter_map(found).collect::<Vec<_>>() {
+            if let Err(error) = device.and_then(|device| self.resume_device(&target, device, record)) {
                 tracing::warn!(%error, target, "a device of the kernel did not come back");
             }
         }
@@ -149,14 +154,17 @@ impl Attachments {
         kernel::sweep(&self.home, &kept.collect::<Vec<_>>());
     }
 
-    fn resume_device(&self, target: &str, mut record: AttachmentRecord) -> Result<(), ApiError> {
-        let Some(recorded) = record.kernel else { return Ok(()) };
-        let device = kernel::recorded(&self.home, target, recorded)?;
+    fn resume_device(
+        &self,
+        target: &str,
+        device: Arc<dyn KernelDevice>,
+        mut record: AttachmentRecord,
+    ) -> Result<(), ApiError> {
         let source = self.source(target)?;
         // Remembered also where it does not come back, so that it can be detached.
         self.remember(target, &device);
         let _one_at_a_time = self.reconnecting();
-        let now = record_of(&*device, device.resume(&source, Some(recorded.number()))?)?;
+        let now = record_of(&*device, device.resume(&source, record.kernel.map(KernelRecord::number))?)?;
         if record.kernel != Some(now) {
             record.kernel = Some(now);
             record.write(&*self.store, record_name(target)).map_err(store_error)?;

@@ -6,7 +6,7 @@
 //! served by this process, and is refused.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use export::KernelBlock;
 use export::ublk_device::{self, UblkDevice, UblkServer, UblkSource};
@@ -58,11 +58,16 @@ pub(super) struct UblkKernelDevice {
     identity: u64,
     /// What serves it, where this process does.
     server: Mutex<Option<UblkServer>>,
+    /// When it was found waiting for a server, until it is gone on with.
+    waits_since: Mutex<Option<Instant>>,
 }
 
 impl UblkKernelDevice {
     pub(super) fn of(home: &Home, target: &str) -> UblkKernelDevice {
-        UblkKernelDevice { identity: identity(home, target), server: Mutex::default() }
+        let identity = identity(home, target);
+        let waits = ublk_device::find(|found| found == identity).iter().any(|device| device.waits);
+        let waits_since = Mutex::new(waits.then(Instant::now));
+        UblkKernelDevice { identity, server: Mutex::default(), waits_since }
     }
 
     fn server(&self) -> MutexGuard<'_, Option<UblkServer>> {
@@ -131,7 +136,8 @@ impl KernelDevice for UblkKernelDevice {
         // What this process was still doing for it must not come after what is asked for again.
         let before = self.server().take();
         drop(before);
-        match UblkServer::take_over(&self.source(source), block.number(), PATIENCE) {
+        let waits_since = self.waits_since.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match UblkServer::take_over(&self.source(source), block.number(), waits_since, PATIENCE) {
             Ok(server) => {
                 *self.server() = Some(server);
                 Some(block)

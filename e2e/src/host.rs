@@ -17,7 +17,7 @@ use crate::devices::run;
 use crate::{brant, can_run, image_directory};
 
 /// How long a machine may take for all that it does.
-const LIMIT: Duration = Duration::from_mins(8);
+const LIMIT: Duration = Duration::from_mins(9);
 /// Set in the machine.
 const INSIDE: &str = "BRANT_TEST_INSIDE";
 

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,12 +26,22 @@ const IN_USE: i32 = 4;
 
 #[test]
 fn devices_of_the_kernels_drivers_keep_their_word() -> Result<()> {
+    in_a_machine("inside_a_machine")
+}
+
+#[test]
+fn a_ublk_device_changes_hands() -> Result<()> {
+    in_a_machine("inside_a_machine_that_changes_hands")
+}
+
+/// Runs one of the tests below in a machine.
+fn in_a_machine(test: &str) -> Result<()> {
     let Some(kernel) = e2e::host_or_skip() else { return Ok(()) };
     if setup::find("ldd").is_none() {
         e2e::skip("missing: ldd");
         return Ok(());
     }
-    println!("{}", Host::of_this_program(&kernel, "inside_a_machine")?.pass()?);
+    println!("{}", Host::of_this_program(&kernel, test)?.pass()?);
     Ok(())
 }
 
@@ -43,9 +53,7 @@ fn inside_a_machine() -> Result<()> {
     }
     a_kernel_without_the_drivers_says_what_to_do()?;
     println!("a kernel without the drivers says what to do");
-    for module in modules()? {
-        run("insmod", &[module.to_str().context("a path")?])?;
-    }
+    insert_modules()?;
     let mut forced = Vec::new();
     for way in [Way::NbdKernel, Way::Ublk] {
         let mut inside = Inside { world: World::new(e2e::brant())?, node: None, way, forced: None };
@@ -56,17 +64,21 @@ fn inside_a_machine() -> Result<()> {
         }
         forced.extend(inside.forced);
     }
-    a_device_changes_hands()?;
-    println!("via ublk: a device changes hands");
-    let said = run("dmesg", &[])?;
-    println!("{said}");
+    let said = the_kernel_is_content()?;
     // By force only, and where it was said so.
     let errors: Vec<_> = said.lines().filter(|line| line.contains("I/O error")).collect();
     let names: Vec<_> = forced.iter().map(|device| device.trim_start_matches("/dev/")).collect();
     ensure!(errors.iter().all(|line| names.iter().any(|name| line.contains(name))), "{errors:?}");
+    Ok(())
+}
+
+/// What the kernel has said, none of which may be of something broken.
+fn the_kernel_is_content() -> Result<String> {
+    let said = run("dmesg", &[])?;
+    println!("{said}");
     let broken = ["BUG:", "WARNING: CPU", "Oops", "blocked for more than"].into_iter().find(|word| said.contains(word));
     ensure!(broken.is_none(), "the kernel says {broken:?}");
-    Ok(())
+    Ok(said)
 }
 
 /// Tries whether a promise is kept.
@@ -94,10 +106,15 @@ fn a_kernel_without_the_drivers_says_what_to_do() -> Result<()> {
 }
 
 /// Servers of one process give a device on while it is used, again and again: a request that is on its way to one that leaves
-/// comes back. It is that only for microseconds, so that whole nodes would seldom show it.
-fn a_device_changes_hands() -> Result<()> {
+/// comes back. It is that only for microseconds, so that whole nodes would seldom show it. Runs in the machine.
+#[test]
+fn inside_a_machine_that_changes_hands() -> Result<()> {
     const CHANGES: usize = 60;
     const PATIENCE: Duration = Duration::from_secs(20);
+    if !e2e::is_inside() {
+        return Ok(());
+    }
+    insert_modules()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     let device = Arc::new(MemoryDisk::new(8 * MIB));
     let source = UblkSource { device, runtime: runtime.handle().clone(), read_timeout: None, identity: 7 };
@@ -111,7 +128,8 @@ fn a_device_changes_hands() -> Result<()> {
     }
     load.goes_on()?;
     load.finish()?;
-    Ok(server.end(false)?)
+    server.end(false)?;
+    the_kernel_is_content().map(drop)
 }
 
 /// In which way a volume is a device.
@@ -147,10 +165,10 @@ impl Way {
     }
 }
 
-fn modules() -> Result<Vec<PathBuf>> {
+fn insert_modules() -> Result<()> {
     let mut files = std::fs::read_dir("/modules")?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
     files.sort();
-    Ok(files)
+    files.iter().try_for_each(|module| run("insmod", &[module.to_str().context("a path")?]).map(drop))
 }
 
 /// What the kernel shows of a device.

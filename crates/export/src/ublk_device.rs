@@ -10,8 +10,8 @@ mod orders;
 mod service;
 mod wait;
 
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -390,6 +390,8 @@ mod tests {
 
     #[test]
     fn what_there_is_not_cannot_be_ended() {
-        assert!(UblkDevice { number: u32::MAX, identity: 0, served_by: None, goes_on: false, waits: false }.end().is_err());
+        assert!(
+            UblkDevice { number: u32::MAX, identity: 0, served_by: None, goes_on: false, waits: false }.end().is_err()
+        );
     }
 }

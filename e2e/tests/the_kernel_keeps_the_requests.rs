@@ -16,7 +16,7 @@ use testkit::disk::Noise;
 use testkit::{Node, World, wait};
 use xtask::setup;
 
-#[expect(dead_code, reason = "other tests want more of it")]
+#[expect(dead_code, clippy::unwrap_used, reason = "a disk of other tests, which want more of it")]
 #[path = "../../crates/export/tests/nbd/memory_disk.rs"]
 mod memory_disk;
 
@@ -26,23 +26,22 @@ const IN_USE: i32 = 4;
 
 #[test]
 fn devices_of_the_kernels_drivers_keep_their_word() -> Result<()> {
-    in_a_machine("inside_a_machine")
+    in_a_machine("inside_a_machine").map(|console| println!("{console}"))
 }
 
 #[test]
 fn a_ublk_device_changes_hands() -> Result<()> {
-    in_a_machine("inside_a_machine_that_changes_hands")
+    in_a_machine("inside_a_machine_that_changes_hands").map(|console| println!("{console}"))
 }
 
-/// Runs one of the tests below in a machine.
-fn in_a_machine(test: &str) -> Result<()> {
-    let Some(kernel) = e2e::host_or_skip() else { return Ok(()) };
+/// Runs one of the tests below in a machine; returns what its console showed.
+fn in_a_machine(test: &str) -> Result<String> {
+    let Some(kernel) = e2e::host_or_skip() else { return Ok(String::new()) };
     if setup::find("ldd").is_none() {
         e2e::skip("missing: ldd");
-        return Ok(());
+        return Ok(String::new());
     }
-    println!("{}", Host::of_this_program(&kernel, test)?.pass()?);
-    Ok(())
+    Host::of_this_program(&kernel, test)?.pass()
 }
 
 /// Runs in the machine; elsewhere there is nothing to do.
@@ -65,6 +64,7 @@ fn inside_a_machine() -> Result<()> {
         forced.extend(inside.forced);
     }
     let said = the_kernel_is_content()?;
+    println!("{said}");
     // By force only, and where it was said so.
     let errors: Vec<_> = said.lines().filter(|line| line.contains("I/O error")).collect();
     let names: Vec<_> = forced.iter().map(|device| device.trim_start_matches("/dev/")).collect();
@@ -75,9 +75,8 @@ fn inside_a_machine() -> Result<()> {
 /// What the kernel has said, none of which may be of something broken.
 fn the_kernel_is_content() -> Result<String> {
     let said = run("dmesg", &[])?;
-    println!("{said}");
     let broken = ["BUG:", "WARNING: CPU", "Oops", "blocked for more than"].into_iter().find(|word| said.contains(word));
-    ensure!(broken.is_none(), "the kernel says {broken:?}");
+    ensure!(broken.is_none(), "{said}\nthe kernel says {broken:?}");
     Ok(said)
 }
 

@@ -309,12 +309,11 @@ impl Context {
 
 /// Writes the footers of full segments that have none and are durable.
 fn write_footers(journal: &Journal, moving: &Moving) -> io::Result<()> {
-    let filled = journal.filled(moving);
-    for segment in journal.segments() {
+    for segment in journal.full(moving) {
         let end = segment.tail();
-        let full = end > FIRST_RECORD && !filled.contains(&segment.number()) && segment.durable() >= end;
+        let durable = end > FIRST_RECORD && segment.durable() >= end;
         let lacks = !segment.has_footer.load(Ordering::Acquire) && !segment.stuck.load(Ordering::Acquire);
-        if !(full && lacks && matches!(segment.home, Home::Segment(_))) {
+        if !(durable && lacks && matches!(segment.home, Home::Segment(_))) {
             continue;
         }
         let found = replay(segment.file(), journal.keys(), &segment.home, end)?;
@@ -353,9 +352,8 @@ fn worst(journal: &Journal, moving: &Moving) -> Option<Arc<Segment>> {
         return None;
     }
     let layers = journal.layers();
-    let filled = journal.filled(moving);
-    let movable = journal.segments().into_iter().filter(|segment| {
-        let own = matches!(segment.home, Home::Segment(_)) && !filled.contains(&segment.number());
+    let movable = journal.full(moving).into_iter().filter(|segment| {
+        let own = matches!(segment.home, Home::Segment(_));
         own && !segment.stuck.load(Ordering::Acquire) && !journal.is_damaged(segment.number())
     });
     let share = |segment: &Arc<Segment>| {

@@ -87,11 +87,15 @@ impl Journal {
         taken
     }
 
-    /// The segments that are being filled.
-    pub(crate) fn filled(&self, moving: &Moving) -> BTreeSet<u32> {
+    /// The segments that nobody appends to any more.
+    pub(crate) fn full(&self, moving: &Moving) -> Vec<Arc<Segment>> {
+        // In this order: one that begins to be filled meanwhile is not in the list, or is seen being filled.
+        let mut segments = self.segments();
         let appender = self.appender.lock();
-        let both = appender.filling.iter().chain(&moving.filling);
-        both.map(|filling| filling.segment.number()).collect()
+        let filled: BTreeSet<u32> =
+            appender.filling.iter().chain(&moving.filling).map(|filling| filling.segment.number()).collect();
+        segments.retain(|segment| !filled.contains(&segment.number()));
+        segments
     }
 }
 

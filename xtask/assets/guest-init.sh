@@ -121,9 +121,10 @@ if wanted=$(asked records); then
     say "record $number"
   done
 fi
+# Whoever hears that it is done may make the disk larger at once.
+before=$(cat /sys/block/vda/size)
 say "done"
 if asked poweroff; then power_off; fi
-before=$(cat /sys/block/vda/size)
 while :; do
   now=$(cat /sys/block/vda/size)
   [ "$now" = "$before" ] || tell_size

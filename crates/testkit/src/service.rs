@@ -78,23 +78,31 @@ impl Service {
         Ok(())
     }
 
+    /// Waits until it has ended, which somebody else sees to.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn end(mut self) -> Result<ExitStatus> {
+        until(&format!("{} has ended", self.name), || Ok(self.child.try_wait()?))
+    }
+
     /// Waits until it has ended by itself, with success.
     ///
     /// # Errors
     /// When it does not end in time, or without success.
-    pub fn ended(mut self) -> Result<()> {
-        let status = until(&format!("{} has ended", self.name), || Ok(self.child.try_wait()?))?;
-        if status.success() { Ok(()) } else { bail!("{} ended with {status}", self.name) }
+    pub fn ended(self) -> Result<()> {
+        let name = self.name.clone();
+        let status = self.end()?;
+        if status.success() { Ok(()) } else { bail!("{name} ended with {status}") }
     }
 
     /// Asks it to end, and waits until it has.
     ///
     /// # Errors
     /// When it does not end in time.
-    pub fn terminate(mut self) -> Result<ExitStatus> {
+    pub fn terminate(self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        let what = format!("{} has ended", self.name);
-        until(&what, || Ok(self.child.try_wait()?))
+        self.end()
     }
 }
 

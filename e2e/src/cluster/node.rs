@@ -162,15 +162,16 @@ impl ClusterNode {
         Ok(())
     }
 
-    /// Kills the brant node.
+    /// Kills the brant node, and waits until it is gone: whoever starts it again does so too, and until then it has its store.
     ///
     /// # Errors
     /// When it cannot be waited for.
     pub fn kill_brant(&mut self) -> Result<()> {
-        let Some(mut nsenter) = self.brant.take() else { return Ok(()) };
+        let Some(nsenter) = self.brant.take() else { return Ok(()) };
         let killed = Command::new("kill").arg("-KILL").arg(only_child(nsenter.id())?.to_string()).status()?;
         ensure!(killed.success(), "brant was not there");
-        nsenter.kill()
+        // It ends when its child has ended.
+        nsenter.end().map(drop)
     }
 
     fn brant_directory(&self) -> String {

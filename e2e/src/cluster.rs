@@ -233,6 +233,14 @@ impl Cluster {
     /// When some are missing, or Ganeti cannot.
     pub fn has_kept(&self, node: &ClusterNode, instance: &str, promised: u64) -> Result<()> {
         self.gnt(&format!("gnt-instance stop --timeout=2 {instance}"))?;
+        self.starts_with(node, instance, promised)
+    }
+
+    /// Starts an instance, at a node, whose guest looks whether all records are there, and goes on with further ones.
+    ///
+    /// # Errors
+    /// When some are missing, or Ganeti cannot.
+    pub fn starts_with(&self, node: &ClusterNode, instance: &str, promised: u64) -> Result<()> {
         let started = self.start_instance(instance, "brant.check brant.records=100000");
         started.with_context(|| format!("{} says:\n{}", node.name(), node.log()))?;
         let said = node.console(instance, "BRANT records")?;

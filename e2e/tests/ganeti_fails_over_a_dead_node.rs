@@ -1,5 +1,6 @@
-//! The real Ganeti fails an instance over off a node that has lost its power: the replica that the disk's parameters have asked for takes
-//! over, with all that the guest was told to be durable; and the dead node comes back as the replica.
+//! The real Ganeti fails instances over off a node that has lost its power: the replicas that the disks' parameters have asked for take
+//! over, with all that the guest was told to be durable, or, where nothing waited for the replica and an operator accepts that, with what it
+//! had; and the dead node comes back as the replica.
 
 use anyhow::{Context as _, Result, ensure};
 use e2e::{Cluster, ClusterNode, Switch};
@@ -13,7 +14,11 @@ const ADD: &str = "gnt-instance add -t ext -o marked+default --no-name-check --n
 /// How its disk is used.
 const DISK: &str = "--disk 0:size=64M,provider=brant,export=userspace,access=userspace";
 
+/// Its disk's replica has all that was answered.
 const INSTANCE: &str = "mail1";
+
+/// Its disk's replica may be behind.
+const BEHIND: &str = "news1";
 
 fn shown(node: &ClusterNode, volume: &str) -> Result<Value> {
     node.json(&["volume", "show", volume])
@@ -41,12 +46,19 @@ fn with_all_that_was_acknowledged() -> Result<()> {
     let switch = Switch::new(&world)?;
     let mut cluster = Cluster::up(&world, &switch, 1, 2, &kernel)?;
     refuses_what_cannot_be_meant(&cluster)?;
-    let disk = runs_with_a_replica(&cluster)?;
+    let behind = runs_with_a_replica(&cluster, BEHIND, "async")?;
+    let disk = runs_with_a_replica(&cluster, INSTANCE, "sync")?;
+    let arrived = arrives(&cluster.nodes[1], &behind)?;
     let promised = dies(&mut cluster, &switch)?;
+    cluster.gnt("gnt-node modify --offline=yes node2.cluster1.test")?;
     fails_over(&cluster, &disk, promised)?;
+    fails_over_with_what_there_is(&cluster, &behind, arrived)?;
     cluster.nodes[1].power_on_again(&switch)?;
-    comes_back(&cluster, &disk)?;
-    cluster.gnt(&format!("gnt-instance remove -f --shutdown-timeout=2 {INSTANCE}"))?;
+    has_let_go(&cluster, &[&disk, &behind])?;
+    comes_back(&cluster)?;
+    for instance in [INSTANCE, BEHIND] {
+        cluster.gnt(&format!("gnt-instance remove -f --shutdown-timeout=2 {instance}"))?;
+    }
     for node in &cluster.nodes {
         is_empty(node, &["volume", "list"])?;
         is_empty(node, &["volume", "replicas"])?;
@@ -67,16 +79,26 @@ fn refuses_what_cannot_be_meant(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// On the second node, with the replica that its parameters ask for at the first. Returns the disk.
-fn runs_with_a_replica(cluster: &Cluster) -> Result<String> {
+/// An instance on the second node, with the replica that its parameters ask for at the first. Returns the disk.
+fn runs_with_a_replica(cluster: &Cluster, instance: &str, mode: &str) -> Result<String> {
     let [one, two] = &cluster.nodes[..] else { unreachable!("two nodes") };
-    cluster.gnt(&format!("{ADD} {DISK},replica=node1 {INSTANCE}"))?;
-    let disk = two.volumes_of(INSTANCE)?.pop().context("one volume")?;
+    let parameters = if mode == "sync" { "replica=node1" } else { "replica=node1,replica_mode=async" };
+    cluster.gnt(&format!("{ADD} {DISK},{parameters} {instance}"))?;
+    let disk = two.volumes_of(instance)?.pop().context("one volume")?;
     is_current(two, &disk)?;
-    ensure!(shown(two, &disk)?["replication"]["mode"] == "sync" && one.volumes_of(INSTANCE)?.is_empty());
-    cluster.start_instance(INSTANCE, "brant.format brant.records=100000")?;
-    two.goes_on(INSTANCE, 20)?;
+    ensure!(shown(two, &disk)?["replication"]["mode"] == mode && one.volumes_of(instance)?.is_empty());
+    cluster.start_instance(instance, "brant.format brant.records=100000")?;
+    two.goes_on(instance, 20)?;
     Ok(disk)
+}
+
+/// A record of the guest's that the replica has, as it was seen to lack nothing afterwards.
+fn arrives(home: &ClusterNode, disk: &str) -> Result<u64> {
+    let record = home.record(BEHIND)?;
+    wait::until("the replica lacks nothing", || {
+        Ok((shown(home, disk)?["replication"]["lag_bytes"] == 0).then_some(()))
+    })?;
+    Ok(record)
 }
 
 /// The node dies while the guest writes. Returns the last record that the guest was told to be durable.
@@ -92,22 +114,42 @@ fn dies(cluster: &mut Cluster, switch: &Switch) -> Result<u64> {
 /// To the first node, where all records are.
 fn fails_over(cluster: &Cluster, disk: &str, promised: u64) -> Result<()> {
     let one = &cluster.nodes[0];
-    cluster.gnt("gnt-node modify --offline=yes node2.cluster1.test")?;
     cluster.gnt(&format!("gnt-instance failover -f -n node1.cluster1.test {INSTANCE}"))?;
     ensure!(one.volumes_of(INSTANCE)? == [disk], "it is known as the instance's disk");
     cluster.has_kept(one, INSTANCE, promised)?;
     one.goes_on(INSTANCE, promised + 20).map(drop)
 }
 
-/// What was the home does not run its old disk, keeps what it was, and follows. Ganeti has the node again.
-fn comes_back(cluster: &Cluster, disk: &str) -> Result<()> {
+/// Ganeti is told that something may be lost, and how to go on all the same. By then it counts the instance as the first node's.
+fn fails_over_with_what_there_is(cluster: &Cluster, disk: &str, arrived: u64) -> Result<()> {
+    let one = &cluster.nodes[0];
+    let said = cluster.gnt_fails(&format!("gnt-instance failover -f -n node1.cluster1.test {BEHIND}"))?;
+    ensure!(said.contains(&format!("brant volume promote {disk} --accept-loss")), "{said}");
+    one.brant(&["volume", "promote", disk, "--accept-loss"])?;
+    cluster.starts_with(one, BEHIND, arrived)?;
+    one.goes_on(BEHIND, arrived).map(drop)
+}
+
+/// What was the home has none of its old disks any more, keeps what they were, and follows.
+fn has_let_go(cluster: &Cluster, disks: &[&str]) -> Result<()> {
     let [one, two] = &cluster.nodes[..] else { unreachable!("two nodes") };
-    is_current(one, disk)?;
+    disks.iter().try_for_each(|disk| is_current(one, disk))?;
     is_empty(two, &["volume", "list"])?;
-    let kept = two.json(&["volume", "list", "--deleted"])?;
-    let note = kept[0]["note"].as_str().context("a note")?;
-    ensure!(kept[0]["name"] == disk && note.starts_with("node1 took over"), "{kept}");
-    ensure!(shown(two, disk)?["home"] == "node1", "it says where the disk is");
+    let listed = two.json(&["volume", "list", "--deleted"])?;
+    let kept = listed.as_array().context("a list")?;
+    ensure!(kept.len() == disks.len(), "{listed}");
+    for disk in disks {
+        let old = kept.iter().find(|volume| volume["name"] == *disk);
+        let note = old.and_then(|volume| volume["note"].as_str());
+        ensure!(note.is_some_and(|note| note.starts_with("node1 took over")), "{listed}");
+        ensure!(shown(two, disk)?["home"] == "node1", "it says where the disk is");
+    }
+    Ok(())
+}
+
+/// Ganeti has the node again.
+fn comes_back(cluster: &Cluster) -> Result<()> {
+    let one = &cluster.nodes[0];
     cluster.gnt("gnt-node add --readd --no-ssh-key-check node2.cluster1.test")?;
     cluster.await_online()?;
     cluster.gnt("gnt-cluster verify-disks")?;

@@ -118,10 +118,10 @@ impl Moving<'_> {
         let after = here.goes_on(instance, promised).with_context(|| self.told())?;
         let kept = here.records_on_disk(instance)?;
         ensure!(kept >= after, "{after} records were durable, {kept} are there");
-        ensure!(
-            there.json(&["attach"])?.as_array().is_some_and(Vec::is_empty),
-            "nothing is attached at the other node"
-        );
+        let (disks, attached) = (here.volumes_of(instance)?, there.json(&["attach"])?);
+        let still =
+            attached.as_array().context("a list")?.iter().any(|one| disks.iter().any(|disk| one["target"] == **disk));
+        ensure!(!still, "attached at the other node: {attached}\n{}", self.told());
         Ok(())
     }
 

@@ -77,9 +77,21 @@ async fn found(session: &Session<'_>, name: &Name) -> Result<Volume, ApiError> {
     find(session, name).await?.ok_or_else(|| nowhere(session, name))
 }
 
-/// Whether a disk that was not here is about to arrive, so that what failed is to be tried again: Ganeti calls as soon as it is open.
-fn is_arriving(error: &ApiError, was_here: bool, until: Instant) -> bool {
-    error.code == ErrorCode::Conflict && !was_here && Instant::now() < until
+/// Asks for a change of a disk, and again for as long as it is not here and about to arrive: Ganeti calls as soon as it is open.
+async fn when_arrived<T, Asking>(session: &Session<'_>, name: &Name, ask: impl Fn() -> Asking) -> Result<T, ApiError>
+where
+    Asking: Future<Output = Result<T, ApiError>>,
+{
+    let until = Instant::now() + ARRIVING;
+    loop {
+        let was_here = find_here(session, name).await?.is_some();
+        match ask().await {
+            Err(error) if error.code == ErrorCode::Conflict && !was_here && Instant::now() < until => {
+                sleep(LOOK_AGAIN).await;
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 fn nowhere(session: &Session<'_>, name: &Name) -> ApiError {
@@ -301,17 +313,14 @@ async fn promote(session: &Session<'_>, name: &Name, gone: ApiError) -> Result<(
 }
 
 /// Takes notice that this node uses the disk no more. Where a migration is cleaned up nothing else is called at the node that has lost, so
-/// what nobody is connected to is released; before the node uses the disk again, it is attached again.
+/// what nobody is connected to any more is released; before the node uses the disk again, it is attached again.
 async fn close(session: &Session<'_>, name: &Name) -> Result<String, ApiError> {
     found(session, name).await?;
-    match session.ask(session.client.detach(name.as_str(), false)).await {
-        Err(error) if error.code == ErrorCode::NotFound => {}
-        Err(error) if error.code == ErrorCode::Conflict => {
-            return Ok(format!("{name} is closed; somebody still uses it\n"));
-        }
-        outcome => drop(outcome?),
+    // A QEMU that has just been killed may not be gone yet.
+    match detach(session, name).await {
+        Err(error) if error.code == ErrorCode::Conflict => Ok(format!("{name} is closed; somebody still uses it\n")),
+        outcome => outcome.map(|()| format!("{name} is closed\n")),
     }
-    Ok(format!("{name} is closed\n"))
 }
 
 /// Keeps the bucket of the parameters with the volume, where `brant ganeti snapshot` finds it.
@@ -336,35 +345,21 @@ async fn remove(session: &Session<'_>, name: &Name) -> Result<String, ApiError> 
 }
 
 async fn grow(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<String, ApiError> {
-    let until = Instant::now() + ARRIVING;
-    loop {
-        let here = find_here(session, name).await?.is_some();
-        match grow_now(session, name, size).await {
-            Err(error) if is_arriving(&error, here, until) => sleep(LOOK_AGAIN).await,
-            outcome => return outcome,
+    let before = when_arrived(session, name, || async {
+        let before = found(session, name).await?.size_bytes;
+        if before < size.0 {
+            session.ask(session.client.resize_volume(name.as_str(), &ResizeRequest { size_bytes: size })).await?;
         }
-    }
-}
-
-async fn grow_now(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<String, ApiError> {
-    let before = found(session, name).await?.size_bytes;
-    if before < size.0 {
-        session.ask(session.client.resize_volume(name.as_str(), &ResizeRequest { size_bytes: size })).await?;
-    }
-    Ok(format!("{name} has {}\n", ByteSize(size.0.max(before))))
+        Ok(before)
+    });
+    Ok(format!("{name} has {}\n", ByteSize(size.0.max(before.await?))))
 }
 
 async fn set_info(session: &Session<'_>, call: &Call, metadata: &str) -> Result<String, ApiError> {
     let (key, value) = label::of_metadata(metadata);
     let request = LabelRequest { labels: [(key, Some(value))].into() };
-    let until = Instant::now() + ARRIVING;
-    let volume = loop {
-        let here = find_here(session, &call.volume).await?.is_some();
-        match session.ask(session.client.label_volume(call.volume.as_str(), &request)).await {
-            Err(error) if is_arriving(&error, here, until) => sleep(LOOK_AGAIN).await,
-            outcome => break outcome?,
-        }
-    };
+    let label = || session.ask(session.client.label_volume(call.volume.as_str(), &request));
+    let volume = when_arrived(session, &call.volume, label).await?;
     // An instance is renamed whatever its disks' parameters have become.
     if let Ok(meaning) = call.parameters.check() {
         policy::apply(session, &volume, &meaning).await?;

@@ -110,7 +110,7 @@ pub struct Mirror {
     entered: Notify,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct State {
     current: bool,
     connected: bool,
@@ -157,18 +157,7 @@ impl Mirror {
     /// Nothing was changed yet. `current` is what was recorded.
     #[must_use]
     pub fn new(volume: Name, terms: Terms, current: bool) -> Arc<Self> {
-        let state = State {
-            current,
-            connected: false,
-            line: None,
-            last: 0,
-            told: 0,
-            resuming: None,
-            held: false,
-            closed: false,
-            abandoned: 0,
-        };
-        Self::with(volume, terms, state)
+        Self::with(volume, terms, State { current, ..State::default() })
     }
 
     fn with(volume: Name, terms: Terms, state: State) -> Arc<Self> {

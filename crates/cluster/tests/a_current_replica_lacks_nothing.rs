@@ -50,6 +50,14 @@ struct Home {
     writers: Vec<std::thread::JoinHandle<()>>,
 }
 
+impl Home {
+    /// Ends it as planned, up to recording where its replica stands.
+    fn leave(&self, patience: Duration) -> tokio::task::JoinHandle<Result<bool, String>> {
+        let (side, mirror) = (Arc::clone(&self.side), Arc::clone(&self.mirror));
+        tokio::task::spawn_blocking(move || side.leave(&mirror, Instant::now() + patience))
+    }
+}
+
 /// One history.
 struct History {
     chance: Chance,
@@ -200,8 +208,7 @@ impl History {
             let medium = &home.side.machine.medium;
             medium.cut_after(medium.operations() + self.chance.below(40));
         }
-        let (side, mirror) = (Arc::clone(&home.side), Arc::clone(&home.mirror));
-        let leaving = tokio::task::spawn_blocking(move || side.leave(&mirror, Instant::now() + LEAVING));
+        let leaving = home.leave(LEAVING);
         match self.chance.below(12) {
             0 => self.network.cut(self.replica),
             1 => self.replica_crashes().await,
@@ -304,9 +311,7 @@ impl History {
     /// Ends the home as planned. Its machine can be opened as often as one likes.
     async fn leave(&mut self) -> Arc<HomeSide> {
         let home = self.home.take().unwrap();
-        let (side, mirror) = (Arc::clone(&home.side), Arc::clone(&home.mirror));
-        let leaving = tokio::task::spawn_blocking(move || side.leave(&mirror, Instant::now() + PATIENCE));
-        assert_eq!(leaving.await.unwrap(), Ok(true));
+        assert_eq!(home.leave(PATIENCE).await.unwrap(), Ok(true));
         let side = Arc::clone(&home.side);
         side.machine.medium.cut_after(0);
         self.end(home).await;
@@ -454,9 +459,7 @@ async fn a_replica_that_cannot_be_known_to_be_where_it_was_is_made_anew() {
 
         // Something was written after that was recorded.
         let home = history.home.take().unwrap();
-        let (side, mirror) = (Arc::clone(&home.side), Arc::clone(&home.mirror));
-        let leaving = tokio::task::spawn_blocking(move || side.leave(&mirror, Instant::now() + PATIENCE));
-        assert_eq!(leaving.await.unwrap(), Ok(true));
+        assert_eq!(home.leave(PATIENCE).await.unwrap(), Ok(true));
         home.mirror.release();
         history.answers(20).await;
         home.side.machine.medium.cut_after(0);

@@ -41,18 +41,8 @@ impl Mirror {
         let Some(Standing { line, last, .. }) = left.filter(|left| current && left.is_of(volume)) else {
             return Self::new(name, terms, current);
         };
-        let state = State {
-            current,
-            connected: false,
-            line: Some(Line::new(line, last)),
-            last,
-            told: last,
-            resuming: Some(last),
-            held: false,
-            closed: false,
-            abandoned: 0,
-        };
-        Self::with(name, terms, state)
+        let (line, resuming) = (Some(Line::new(line, last)), Some(last));
+        Self::with(name, terms, State { current, line, last, told: last, resuming, ..State::default() })
     }
 
     /// Whether the member is there.

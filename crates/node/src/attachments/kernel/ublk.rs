@@ -65,9 +65,10 @@ pub(super) struct UblkKernelDevice {
 impl UblkKernelDevice {
     pub(super) fn of(home: &Home, target: &str) -> UblkKernelDevice {
         let identity = identity(home, target);
-        let waits = ublk_device::find(|found| found == identity).iter().any(|device| device.waits);
-        let waits_since = Mutex::new(waits.then(Instant::now));
-        UblkKernelDevice { identity, server: Mutex::default(), waits_since }
+        let mut device = UblkKernelDevice { identity, server: Mutex::default(), waits_since: Mutex::default() };
+        let waits = device.left().iter().any(|device| device.waits);
+        device.waits_since = Mutex::new(waits.then(Instant::now));
+        device
     }
 
     fn server(&self) -> MutexGuard<'_, Option<UblkServer>> {

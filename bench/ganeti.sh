@@ -22,7 +22,7 @@ trap cleanup EXIT
 in_node() { local node=$1; shift; nsenter --target "${init[node]}" --net --mount --pid --uts --ipc -- \
   env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 "$@"; }
 gnt() { in_node 1 "$@" >>"$dir/ganeti.log" 2>&1; }
-b() { local node=$1; shift; in_node "$node" "$brant" --node /srv/brant "$@"; }
+b() { local node=$1; shift; in_node "$node" "$brant" --node "/srv/brant$node" "$@"; }
 now() { date +%s%N; }
 ms() { echo "$(( ($(now) - $1) / 1000000 ))"; }
 
@@ -40,7 +40,7 @@ for node in 1 2; do
   nsenter --target "${init[node]}" --net -- ip link add eth0 type veth peer name p$node netns $switch
   nsenter --target $switch --net -- ip link set p$node master sw0 up
   nsenter --target "${init[node]}" --net -- ip link set eth0 master br0 up
-  in_node $node "$brant" node serve --dir /srv/brant --bind 10.77.9.1$node:4701 >n$node/ready 2>n$node/brant.log & started+=($!)
+  in_node $node "$brant" node serve --dir /srv/brant$node --bind 10.77.9.1$node:4701 >n$node/ready 2>n$node/brant.log & started+=($!)
   until grep -q 'brant node ready' n$node/ready; do sleep 0.1; done
   b $node ganeti install >/dev/null 2>&1
 done

@@ -48,6 +48,10 @@ fn with_all_that_was_acknowledged() -> Result<()> {
     refuses_what_cannot_be_meant(&cluster)?;
     let behind = runs_with_a_replica(&cluster, BEHIND, "async")?;
     let disk = runs_with_a_replica(&cluster, INSTANCE, "sync")?;
+    // They boot at the same time.
+    for instance in [BEHIND, INSTANCE] {
+        cluster.nodes[1].goes_on(instance, 20)?;
+    }
     let arrived = arrives(&cluster.nodes[1], &behind)?;
     let promised = dies(&mut cluster, &switch)?;
     cluster.gnt("gnt-node modify --offline=yes node2.cluster1.test")?;
@@ -79,7 +83,7 @@ fn refuses_what_cannot_be_meant(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// An instance on the second node, with the replica that its parameters ask for at the first. Returns the disk.
+/// Starts an instance on the second node, with the replica that its parameters ask for at the first. Returns the disk.
 fn runs_with_a_replica(cluster: &Cluster, instance: &str, mode: &str) -> Result<String> {
     let [one, two] = &cluster.nodes[..] else { unreachable!("two nodes") };
     let parameters = if mode == "sync" { "replica=node1" } else { "replica=node1,replica_mode=async" };
@@ -88,7 +92,6 @@ fn runs_with_a_replica(cluster: &Cluster, instance: &str, mode: &str) -> Result<
     is_current(two, &disk)?;
     ensure!(shown(two, &disk)?["replication"]["mode"] == mode && one.volumes_of(instance)?.is_empty());
     cluster.start_instance(instance, "brant.format brant.records=100000")?;
-    two.goes_on(instance, 20)?;
     Ok(disk)
 }
 

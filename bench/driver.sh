@@ -13,7 +13,7 @@
 # the end the medians: IOPS for 4k, MiB/s for 128k, the CPU seconds per GB of the process that serves, and brant's ratio. Takes root;
 # needs fio, and nbdkit and nbd-client, or rublk (cargo install rublk --no-default-features).
 set -euo pipefail
-usage() { sed -n '2,17s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# = 6 ] || usage
 here=$(dirname "$(realpath "$0")")
 brant=$(realpath "$1") driver=$2 image=$(realpath "$4") seconds=$5 rounds=$6; mkdir -p "$3"; directory=$(realpath "$3")

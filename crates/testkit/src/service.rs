@@ -82,7 +82,7 @@ impl Service {
     ///
     /// # Errors
     /// When it does not end in time.
-    pub fn end(mut self) -> Result<ExitStatus> {
+    pub fn await_end(mut self) -> Result<ExitStatus> {
         until(&format!("{} has ended", self.name), || Ok(self.child.try_wait()?))
     }
 
@@ -92,7 +92,7 @@ impl Service {
     /// When it does not end in time, or without success.
     pub fn ended(self) -> Result<()> {
         let name = self.name.clone();
-        let status = self.end()?;
+        let status = self.await_end()?;
         if status.success() { Ok(()) } else { bail!("{name} ended with {status}") }
     }
 
@@ -102,7 +102,7 @@ impl Service {
     /// When it does not end in time.
     pub fn terminate(self) -> Result<ExitStatus> {
         self.signal(Signal::TERM)?;
-        self.end()
+        self.await_end()
     }
 }
 

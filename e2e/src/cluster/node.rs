@@ -171,7 +171,7 @@ impl ClusterNode {
         let killed = Command::new("kill").arg("-KILL").arg(only_child(nsenter.id())?.to_string()).status()?;
         ensure!(killed.success(), "brant was not there");
         // It ends when its child has ended.
-        nsenter.end().map(drop)
+        nsenter.await_end().map(drop)
     }
 
     fn brant_directory(&self) -> String {

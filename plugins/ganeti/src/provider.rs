@@ -351,8 +351,9 @@ async fn grow(session: &Session<'_>, name: &Name, size: ByteSize) -> Result<Stri
             session.ask(session.client.resize_volume(name.as_str(), &ResizeRequest { size_bytes: size })).await?;
         }
         Ok(before)
-    });
-    Ok(format!("{name} has {}\n", ByteSize(size.0.max(before.await?))))
+    })
+    .await?;
+    Ok(format!("{name} has {}\n", ByteSize(size.0.max(before))))
 }
 
 async fn set_info(session: &Session<'_>, call: &Call, metadata: &str) -> Result<String, ApiError> {

@@ -66,6 +66,8 @@ pub(crate) struct Journal {
     bytes: AtomicU64,
     /// Held while records are moved.
     pub(crate) tidying: Mutex<Moving>,
+    /// Whether segments without a record of any layer were left to whoever held `tidying`.
+    pub(crate) uncovered_left: AtomicBool,
     /// Whether work in the background was asked for and has not begun.
     pub(crate) asked: AtomicBool,
 }
@@ -127,6 +129,7 @@ impl Journal {
             failed: AtomicBool::new(false),
             bytes: AtomicU64::new(0),
             tidying: Mutex::default(),
+            uncovered_left: AtomicBool::new(false),
             asked: AtomicBool::new(false),
         }
     }

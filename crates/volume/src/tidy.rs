@@ -75,18 +75,29 @@ impl Volumes {
 
     /// Gives up the segments of which nothing counts, and empties one if that is not enough; whether it was.
     fn tidy_segment(&self, journal: &Arc<Journal>) -> Result<bool, VolumeError> {
-        let mut moving = journal.tidying.lock();
-        self.give_up_dead(journal, &mut moving)?;
-        write_footers(journal, &moving).map_err(|source| failure("tidy", source))?;
-        let Some(segment) = worst(journal, &moving) else { return Ok(false) };
-        if let Err(error) = empty(journal, &segment, &mut moving) {
-            if !matches!(error, DeviceError::Full) {
-                segment.stuck.store(true, Ordering::Release);
+        self.while_tidying(journal, |moving| {
+            self.give_up_dead(journal, moving)?;
+            write_footers(journal, moving).map_err(|source| failure("tidy", source))?;
+            let Some(segment) = worst(journal, moving) else { return Ok(false) };
+            if let Err(error) = empty(journal, &segment, moving) {
+                if !matches!(error, DeviceError::Full) {
+                    segment.stuck.store(true, Ordering::Release);
+                }
+                return Err(error.into());
             }
-            return Err(error.into());
+            self.give_up_dead(journal, moving)?;
+            Ok(true)
+        })
+    }
+
+    /// Does something while nobody else moves a journal's records, then gives up what others could not meanwhile.
+    fn while_tidying<T>(&self, journal: &Journal, work: impl FnOnce(&mut Moving) -> T) -> T {
+        let done = work(&mut journal.tidying.lock());
+        // Whoever finds the lock taken has said so before: one of the two sees what the other did.
+        if journal.uncovered_left.swap(false, Ordering::AcqRel) {
+            self.give_up_uncovered(&self.changes.lock(), journal);
         }
-        self.give_up_dead(journal, &mut moving)?;
-        Ok(true)
+        done
     }
 
     /// Prepares to remove layers that nothing refers to: with their records those of their journals change.
@@ -111,7 +122,7 @@ impl Volumes {
     }
 
     /// Layers that no record names any more: what only they needed is given up.
-    pub(crate) fn let_go(&self, _: &MutexGuard<'_, ()>, removal: Removal) {
+    pub(crate) fn let_go(&self, changing: &MutexGuard<'_, ()>, removal: Removal) {
         removal.records.iter().for_each(|(journal, record)| journal.recorded(record));
         let mut journals: BTreeMap<_, Arc<Journal>> = BTreeMap::new();
         for layer in &removal.freed {
@@ -122,14 +133,19 @@ impl Volumes {
             if journal.layers().is_empty() {
                 journal.delete_strays();
             }
-            // Whoever tidies it does this too.
-            let Some(mut moving) = journal.tidying.try_lock() else { continue };
-            let uncovered = journal.uncovered(|_| true);
-            let may_go =
-                uncovered.into_iter().filter(|number| !journal.is_listed(*number) || journal.layers().is_empty());
-            for segment in journal.take_dead(&mut moving, &may_go.collect(), Needed::Nothing) {
-                journal.files().give_back(segment);
-            }
+            self.give_up_uncovered(changing, journal);
+        }
+    }
+
+    /// Gives up the segments in which no layer has a record; if somebody moves records now, once that has ended.
+    fn give_up_uncovered(&self, _: &MutexGuard<'_, ()>, journal: &Journal) {
+        journal.uncovered_left.swap(true, Ordering::AcqRel);
+        let Some(mut moving) = journal.tidying.try_lock() else { return };
+        journal.uncovered_left.store(false, Ordering::Release);
+        let uncovered = journal.uncovered(|_| true);
+        let may_go = uncovered.into_iter().filter(|number| !journal.is_listed(*number) || journal.layers().is_empty());
+        for segment in journal.take_dead(&mut moving, &may_go.collect(), Needed::Nothing) {
+            journal.files().give_back(segment);
         }
     }
 
@@ -183,14 +199,19 @@ impl Volumes {
             let stack = volume.cell.open()?;
             let pair = stack.layers.windows(2).find(|pair| self.is_one(&pair[0], &pair[1])).map(<[_]>::to_vec);
             let Some(pair) = pair else { return Ok(()) };
-            let _tidying = pair[0].journal.tidying.lock();
-            // What is entered says nothing new to whoever reads both.
-            pair[0].absorb_below(&pair[1]);
-            let changing = self.changes.lock();
-            if !self.is_one(&pair[0], &pair[1]) {
+            let made = self.while_tidying(&pair[0].journal, |_| {
+                // What is entered says nothing new to whoever reads both.
+                pair[0].absorb_below(&pair[1]);
+                let changing = self.changes.lock();
+                let is_one = self.is_one(&pair[0], &pair[1]);
+                if is_one {
+                    self.make_one(&changing, &pair[0], &pair[1])?;
+                }
+                Ok::<_, VolumeError>(is_one)
+            });
+            if !made? {
                 return Ok(());
             }
-            self.make_one(&changing, &pair[0], &pair[1])?;
         }
     }
 
@@ -435,4 +456,32 @@ fn joined(runs: &mut [(u64, u64)]) -> Vec<(u64, u64)> {
         }
     }
     joined
+}
+
+#[cfg(test)]
+mod tests {
+    use store::{MemoryStore, NoSource};
+    use types::Progress;
+
+    use super::*;
+    use crate::{BlockDevice, Durability, VolumeOptions};
+
+    #[test]
+    fn what_is_let_go_while_somebody_tidies_is_given_up_afterwards() {
+        let directory = tempfile::tempdir().unwrap();
+        let options = VolumeOptions { tidy_in_background: false, ..VolumeOptions::default() };
+        let store = Arc::new(MemoryStore::new());
+        let volumes = Volumes::open(directory.path(), store, Arc::new(NoSource), options).unwrap();
+        let disk = volumes.create(&"a".parse().unwrap(), 1 << 20).unwrap();
+        disk.write(0, &[7; 512], Durability::Process).unwrap();
+        let frozen = volumes.freeze(std::slice::from_ref(&disk), |_| Vec::new()).unwrap().remove(0);
+        let journal = disk.cell.stack().layers[0].journal.clone();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        volumes.while_tidying(&journal, |_| {
+            runtime.block_on(volumes.seal(frozen.id(), &Progress::default())).unwrap();
+            assert_eq!(journal.segments().len(), 1);
+        });
+        assert_eq!(journal.segments().len(), 0);
+        assert_eq!(std::fs::read_dir(directory.path().join("layers")).unwrap().count(), 0);
+    }
 }

@@ -34,7 +34,10 @@ impl Node {
     }
 
     pub(crate) fn open_in(&self, directory: &Path) -> Arc<Volumes> {
-        Volumes::open(directory, self.store.clone(), self.source.clone(), VolumeOptions::default()).unwrap()
+        // Who counts files and layers wants nobody at work beside.
+        let mut options = VolumeOptions::default();
+        options.tidy_in_background = false;
+        Volumes::open(directory, self.store.clone(), self.source.clone(), options).unwrap()
     }
 
     /// The files of journals that are in use, by name.

@@ -17,7 +17,9 @@ usage() { sed -n '2,14s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 [ $# = 6 ] || usage
 here=$(dirname "$(realpath "$0")")
 brant=$(realpath "$1") driver=$2 image=$(realpath "$4") seconds=$5 rounds=$6; mkdir -p "$3"; directory=$(realpath "$3")
+PATH=$PATH:/usr/sbin
 case $driver in nbd-kernel) peer=nbdkit programs="nbdkit nbd-client";; ublk) peer=rublk programs=rublk;; *) usage;; esac
+for program in fio $programs; do type -P "$program" >/dev/null || { echo "$program is not installed" >&2; exit 2; }; done
 
 in_guest() { # the same script, in the machine for a node: its programs and libraries in a second archive
   local images=$1 root=$directory/root program file plugins=''
@@ -25,7 +27,7 @@ in_guest() { # the same script, in the machine for a node: its programs and libr
   "$here/dense.py" "$image" "$directory/whole.raw"
   head -c "$((${SIZE_MIB:-256} << 20))" "$directory/whole.raw" >"$root/bench/dense.raw"
   for program in bash fio $programs; do
-    file=$(readlink -f "$(PATH=$PATH:/usr/sbin type -P "$program")")
+    file=$(readlink -f "$(type -P "$program")")
     cp -L "$file" "$root/usr/sbin/$program"
   done
   cp "$brant" "$root/usr/sbin/brant"; cp "$0" "$root/bench"

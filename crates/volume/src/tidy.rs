@@ -64,8 +64,9 @@ impl Volumes {
     }
 
     fn tidy_journal(&self, journal: &Arc<Journal>) -> Result<(), VolumeError> {
-        // Whoever writes meanwhile has it tidied again.
-        for _ in 0..=journal.segments().len() {
+        // Whoever writes meanwhile has it tidied again. Not in the loop's head, which would keep all segments for it.
+        let segments = journal.segments().len();
+        for _ in 0..=segments {
             if !self.tidy_segment(journal)? {
                 break;
             }
@@ -85,6 +86,7 @@ impl Volumes {
                 }
                 return Err(error.into());
             }
+            drop(segment);
             self.give_up_dead(journal, moving)?;
             Ok(true)
         })
@@ -152,21 +154,22 @@ impl Volumes {
     /// Gives up the segments of which nothing counts.
     fn give_up_dead(&self, journal: &Arc<Journal>, moving: &mut Moving) -> Result<(), VolumeError> {
         let layers = journal.layers();
-        let segments = journal.segments();
         // Of what is damaged nobody knows what counted: it stays as long as a layer is over it.
-        let is_dead = |segment: &&Arc<Segment>| {
+        let is_dead = |segment: &Arc<Segment>| {
             !journal.is_damaged(segment.number()) && Journal::live_bytes(&layers, segment) == 0
         };
-        let dead: Vec<_> = segments.iter().filter(is_dead).collect();
-        if dead.iter().any(|segment| segment.emptied.load(Ordering::Acquire)) {
+        let dead: Vec<_> = journal.segments().into_iter().filter(is_dead).collect();
+        let was_emptied = dead.iter().any(|segment| segment.emptied.load(Ordering::Acquire));
+        let mut numbers: BTreeSet<u32> = dead.iter().map(|segment| segment.number()).collect();
+        // Only a file that nobody has is used again.
+        drop(dead);
+        if was_emptied {
             journal.sync_moved(moving)?;
         }
-        let mut numbers: BTreeSet<u32> = dead.iter().map(|segment| segment.number()).collect();
         for segment in journal.take_dead(moving, &numbers, Needed::Flushed) {
             numbers.remove(&segment.number());
             journal.files().give_back(segment);
         }
-        drop(segments);
         if numbers.is_empty() {
             return Ok(());
         }

@@ -6,6 +6,7 @@
 #[path = "support/fixture.rs"]
 mod fixture;
 
+use std::collections::BTreeSet;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 
@@ -60,9 +61,10 @@ fn room(node: &Node) -> u64 {
     entries.map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512).sum()
 }
 
-/// One and a half times what can count, and a few segments: those that are filled, the slack, and those that are kept.
+/// One and a half times what can count, and a few segments: those that are filled, the slack, and those that are kept. A
+/// file that is used again is as long as it ever was, with a footer.
 fn bound(live: u64) -> u64 {
-    live * 3 / 2 + 6 * SEGMENT + POOL
+    (live * 3 / 2 + 6 * SEGMENT + POOL) / SEGMENT * (SEGMENT + BLOCK as u64)
 }
 
 /// What each block takes with its header.
@@ -101,4 +103,22 @@ fn while_nothing_is_sealed() {
     drop((volumes, volume, frozen));
     let volumes = open(&node);
     assert!(read_all(&*volumes.get(&name).unwrap()) == written.bytes, "after a start");
+}
+
+#[test]
+fn its_files_are_used_again() {
+    let node = Node::new();
+    let volumes = open(&node);
+    let volume = volumes.create(&"disk".parse().unwrap(), SIZE as u64).unwrap();
+    let mut names = BTreeSet::new();
+    for round in 0..64 {
+        // About a segment, always the same blocks: nothing counts of the one before.
+        for block in 0..SEGMENT / RECORD {
+            volume.write(block * BLOCK as u64, &noise(round, BLOCK), Durability::Process).unwrap();
+        }
+        volumes.tidy(&volume).unwrap();
+        let entries = std::fs::read_dir(node.directory.path().join("layers")).unwrap();
+        names.extend(entries.map(|entry| entry.unwrap().file_name()));
+    }
+    assert!(names.len() <= 6, "{} files for 64 segments", names.len());
 }

@@ -185,7 +185,10 @@ fn a_home_that_is_restarted_as_planned_goes_on_with_its_replica_where_it_is() ->
             has_gone_on(&members, before)?;
             ledger.goes_on(100)?;
         }
+        let log = members.a.log_file().to_owned();
         members.a.stop()?;
+        let log = std::fs::read_to_string(log)?;
+        ensure!(!log.contains("could not be"), "{log}");
         let answered = ledger.ended()?;
         members.a = members.site.start_a()?;
         has_gone_on(&members, before)?;

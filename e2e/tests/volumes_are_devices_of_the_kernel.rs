@@ -77,6 +77,11 @@ impl Machine {
         Ok(self.node().json(&["attach"])?[0]["device"].as_str().map(str::to_owned))
     }
 
+    /// The file that serves a target.
+    fn disk(&self, target: &str) -> Result<PathBuf> {
+        mounts_below(&self.fronts().join(target))?.pop().context("a mount")
+    }
+
     /// The process that serves a target.
     fn front(&self, target: &str) -> Result<String> {
         Ok(std::fs::read_to_string(self.fronts().join(target).join("lock"))?.trim().to_owned())
@@ -250,14 +255,15 @@ fn what_a_crash_has_left_goes_and_what_belongs_to_others_stays() -> Result<()> {
     ensure!(read(&device, 0, MIB)? == noise, "the data are others");
     let stray = machine.fronts().join("stray");
     std::fs::create_dir(&stray)?;
-    File::create(stray.join("disk"))?;
+    let disk = stray.join(machine.disk("vm")?.file_name().context("a name")?);
+    File::create(&disk)?;
     let socket = machine.world.path("a/nbd/vm.sock");
     let mut front = Command::new(e2e::brant());
     front.arg("fuse-front").arg("--socket").arg(&socket).args(["--export", "vm"]);
-    front.arg("--file").arg(stray.join("disk")).arg("--lock").arg(stray.join("lock"));
+    front.arg("--file").arg(&disk).arg("--lock").arg(stray.join("lock"));
     let mut front = front.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     wait::until("the stray front serves", || Ok((!mounts_below(&stray)?.is_empty()).then_some(())))?;
-    run("losetup", &["--find", stray.join("disk").to_str().context("a path")?])?;
+    run("losetup", &["--find", disk.to_str().context("a path")?])?;
     machine.kill()?;
     machine.start()?;
     front.wait()?;
@@ -274,6 +280,48 @@ fn what_a_crash_has_left_goes_and_what_belongs_to_others_stays() -> Result<()> {
     ensure!(open.read_exact_at(&mut [0; 4096], 8 * MIB as u64).is_err(), "nobody serves it");
     drop(open);
     wait::until("the device is free", || Ok(loops_below(&machine.fronts())?.is_empty().then_some(())))?;
+    machine.nothing_is_left()
+}
+
+#[test]
+fn a_node_in_a_container_leaves_the_devices_of_others_alone() -> Result<()> {
+    if !e2e::can_have_devices_or_skip() {
+        return Ok(());
+    }
+    let mut machine = Machine::new()?;
+    let device = machine.volume("vm", "16MiB")?;
+    let mut noise = vec![0; MIB];
+    Noise::new(4).fill(&mut noise);
+    File::options().write(true).open(&device)?.write_all_at(&noise, 0)?;
+
+    // Another node, whose directory has the same path in a mount namespace of its own.
+    let (path, other) = (machine.world.path("a"), machine.world.path("other"));
+    std::fs::create_dir(&other)?;
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", "mount --bind \"$0\" \"$1\" && shift && exec \"$@\""]);
+    command.arg(&other).arg(&path).arg(machine.world.program());
+    let there = machine.world.start_node_by(command, "b", &path, ([127, 0, 0, 1], 0).into())?;
+    let (process, program) = (there.service.id().to_string(), machine.world.program().to_owned());
+    let inside = |arguments: &[&str]| {
+        let program = program.to_str().context("a path")?;
+        run("nsenter", &[&["--mount", "--target", &process, "env", "-C", "/", program], arguments].concat())
+    };
+    let node = path.to_str().context("a path")?;
+    inside(&["volume", "create", "vm", "--size", "16MiB", "--node", node])?;
+    let attached = inside(&["attach", "vm", "--via", "fuse", "--node", node])?;
+    let others = attached.trim();
+    ensure!(others != device, "both have {device}");
+    ensure!(read(others, 0, MIB)? == vec![0; MIB], "the other volume has these data");
+
+    // Neither sweeps, nor frees, what is the other one's.
+    machine.kill()?;
+    machine.start()?;
+    ensure!(machine.device()?.as_deref() == Some(&*device), "the device is another one");
+    ensure!(read(others, 0, MIB)? == vec![0; MIB], "the other device went");
+    inside(&["detach", "vm", "--node", node])?;
+    there.stop()?;
+    ensure!(read(&device, 0, MIB)? == noise, "the device went");
+    machine.node().brant(&["detach", "vm"])?;
     machine.nothing_is_left()
 }
 

@@ -320,6 +320,8 @@ impl Node {
         self.tasks.close().await;
         self.swarm.close().await;
         for volume in self.volumes.list() {
+            // Nobody writes any more: a replica has no part in what is made durable here.
+            volume.observe(None);
             if let Err(error) = volume::BlockDevice::flush(&*volume) {
                 tracing::warn!(%error, volume = %volume.name(), "a volume could not be flushed");
             }

@@ -202,6 +202,12 @@ impl Node {
         &self.directory
     }
 
+    /// The file to which it logs.
+    #[must_use]
+    pub fn log_file(&self) -> &Path {
+        &self.log
+    }
+
     /// What it logged so far.
     #[must_use]
     pub fn log(&self) -> String {

@@ -96,6 +96,14 @@ pub(super) struct Home {
     pub(super) key: [u8; 32],
 }
 
+impl Home {
+    /// Sixteen digits of the key: they tell the node's devices from those of another one whose directory has the same path in a
+    /// mount namespace of its own, as in containers. The kernel has all of them in one list.
+    fn mark(&self) -> String {
+        self.key[..8].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
 /// The device of the kernel of one target, which need not be there.
 pub(super) trait KernelDevice: Debug + Send + Sync {
     /// In which way it is one.
@@ -148,8 +156,8 @@ pub(super) trait KernelDevice: Debug + Send + Sync {
 pub(super) fn device(home: &Home, target: &str, transport: Transport) -> Result<Arc<dyn KernelDevice>, ApiError> {
     match transport {
         Transport::Ublk => Ok(Arc::new(ublk::UblkKernelDevice::of(home, target))),
-        Transport::NbdKernel => Ok(Arc::new(nbd::NbdKernelDevice::of(&home.directory, target)?)),
-        Transport::Fuse => Ok(Arc::new(fuse::FuseDevice::of(&home.directory, target)?)),
+        Transport::NbdKernel => Ok(Arc::new(nbd::NbdKernelDevice::of(home, target)?)),
+        Transport::Fuse => Ok(Arc::new(fuse::FuseDevice::of(home, target)?)),
         Transport::Nbd | Transport::VhostUser => {
             Err(ApiError::new(ErrorCode::Internal, format!("{target} is no device of the kernel")))
         }
@@ -200,8 +208,8 @@ pub(super) fn sweep(home: &Home, attached: &[(String, KernelRecord)]) {
         let of_it = attached.iter().filter(move |(_, record)| record.transport() == transport);
         of_it.map(|(target, _)| target.as_str()).collect::<Vec<_>>()
     };
-    fuse::sweep(&home.directory, &targets(Transport::Fuse));
-    nbd::sweep(&home.directory, &targets(Transport::NbdKernel));
+    fuse::sweep(home, &targets(Transport::Fuse));
+    nbd::sweep(home, &targets(Transport::NbdKernel));
     ublk::sweep(home, &targets(Transport::Ublk));
 }
 

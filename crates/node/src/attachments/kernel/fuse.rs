@@ -1,7 +1,8 @@
 //! A front that serves the node's export as a file over FUSE, and a loop device over it.
 //!
-//! All of one attachment is in a directory of its own, `fuse/TARGET` in the node's: `disk`, on which the front mounts, and
-//! `lock`, which it holds. The front outlives the node, and a node that starts finds it again by these.
+//! All of one attachment is in a directory of its own, `fuse/TARGET` in the node's: `disk-MARK`, on which the front mounts, and
+//! `lock`, which it holds. The front outlives the node, and a node that starts finds it again by these. The mark is the
+//! node's: its devices are known by the paths of their files.
 
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -19,7 +20,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::{A_MOMENT, KernelDevice, LOOK_AGAIN, PATIENCE, Source, file_name, internal, wait_until};
+use super::{A_MOMENT, Home, KernelDevice, LOOK_AGAIN, PATIENCE, Source, file_name, internal, wait_until};
 use crate::api::{ApiError, ErrorCode, Transport};
 use crate::handover::same_program;
 
@@ -35,26 +36,33 @@ pub(super) fn missing() -> Option<String> {
 }
 
 /// The directory of all fronts of a node, as the kernel names it; nothing where it has had none.
-fn home(node: &Path) -> Option<PathBuf> {
-    node.join(DIRECTORY).canonicalize().ok()
+fn fronts(home: &Home) -> Option<PathBuf> {
+    home.directory.join(DIRECTORY).canonicalize().ok()
+}
+
+/// What the file of each of a node's fronts is called.
+fn disk(home: &Home) -> String {
+    format!("disk-{}", home.mark())
 }
 
 /// Such a device of one target.
 #[derive(Clone, Debug)]
 pub(super) struct FuseDevice {
     directory: PathBuf,
+    /// What its file is called.
+    disk: String,
 }
 
 impl FuseDevice {
-    pub(super) fn of(node: &Path, target: &str) -> Result<FuseDevice, ApiError> {
-        let all = node.join(DIRECTORY);
+    pub(super) fn of(home: &Home, target: &str) -> Result<FuseDevice, ApiError> {
+        let all = home.directory.join(DIRECTORY);
         let made = fs::create_dir_all(&all).and_then(|()| all.canonicalize());
         let all = made.map_err(|error| internal(&format!("make {}", all.display()), &error))?;
-        Ok(FuseDevice { directory: all.join(file_name(target)) })
+        Ok(FuseDevice { directory: all.join(file_name(target)), disk: disk(home) })
     }
 
     fn file(&self) -> PathBuf {
-        self.directory.join("disk")
+        self.directory.join(&self.disk)
     }
 
     fn lock(&self) -> PathBuf {
@@ -207,21 +215,23 @@ impl KernelDevice for FuseDevice {
 }
 
 /// Removes what fronts have left for which there is no attachment.
-pub(super) fn sweep(node: &Path, attached: &[&str]) {
-    let Some(home) = home(node) else { return };
-    let kept: Vec<PathBuf> = attached.iter().map(|target| home.join(file_name(target))).collect();
+pub(super) fn sweep(home: &Home, attached: &[&str]) {
+    let Some(fronts) = fronts(home) else { return };
+    let disk = disk(home);
+    let kept: Vec<PathBuf> = attached.iter().map(|target| fronts.join(file_name(target))).collect();
     let ours = |path: &Path| {
-        path.strip_prefix(&home).ok().and_then(|rest| rest.components().next()).map(|name| home.join(name))
+        path.strip_prefix(&fronts).ok().and_then(|rest| rest.components().next()).map(|name| fronts.join(name))
     };
-    let entries = fs::read_dir(&home).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
+    let is_ours = |file: &Path| file.ends_with(&disk) && ours(file).is_some();
+    let entries = fs::read_dir(&fronts).into_iter().flatten().filter_map(|entry| Some(entry.ok()?.path()));
     let mut found: Vec<PathBuf> = entries.collect();
-    found.extend(LoopDevice::find(|file| ours(file).is_some()).iter().filter_map(|device| ours(&device.file()?)));
+    found.extend(LoopDevice::find(is_ours).iter().filter_map(|device| ours(&device.file()?)));
     found.extend(mounts().iter().filter_map(|mount| ours(&mount.point)));
     found.sort();
     found.dedup();
     for directory in found.into_iter().filter(|found| !kept.contains(found)) {
         tracing::info!(directory = %directory.display(), "what a device has left is removed");
-        if let Err(error) = (FuseDevice { directory }).remove(true) {
+        if let Err(error) = (FuseDevice { directory, disk: disk.clone() }).remove(true) {
             tracing::warn!(%error, "something of a device is left");
         }
     }
@@ -253,8 +263,12 @@ fn reap(mut child: Child) {
 mod tests {
     use super::*;
 
-    fn device(node: &Path, target: &str) -> FuseDevice {
-        let device = FuseDevice::of(node, target).unwrap();
+    fn home(directory: &Path) -> Home {
+        Home { directory: directory.to_owned(), key: [1; 32] }
+    }
+
+    fn device(home: &Home, target: &str) -> FuseDevice {
+        let device = FuseDevice::of(home, target).unwrap();
         fs::create_dir(&device.directory).unwrap();
         File::create(device.file()).unwrap();
         device
@@ -263,18 +277,19 @@ mod tests {
     #[test]
     fn what_nobody_knows_is_swept_and_what_is_attached_stays() {
         let node = tempfile::tempdir().unwrap();
-        sweep(node.path(), &[]);
-        let (kept, stray) = (device(node.path(), "vms/web@3"), device(node.path(), "stray"));
+        let home = home(node.path());
+        sweep(&home, &[]);
+        let (kept, stray) = (device(&home, "vms/web@3"), device(&home, "stray"));
         let beside = node.path().join("beside");
         fs::write(&beside, "precious").unwrap();
-        sweep(node.path(), &["vms/web@3"]);
+        sweep(&home, &["vms/web@3"]);
         assert!(kept.file().exists() && !stray.directory.exists() && beside.exists());
     }
 
     #[test]
     fn a_front_is_known_by_its_lock_and_nobody_else_is_killed() {
         let node = tempfile::tempdir().unwrap();
-        let device = device(node.path(), "web");
+        let device = device(&home(node.path()), "web");
         assert!(!device.is_locked());
         // The number of a front that has ended may be another process by now: this one.
         fs::write(device.lock(), format!("{}\n", std::process::id())).unwrap();

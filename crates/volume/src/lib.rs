@@ -54,5 +54,6 @@ pub use observer::{Change, Observer};
 pub use pressure::FoldDue;
 pub use revert::RevertTo;
 pub use sharing::Sharing;
+pub use tidy::Promised;
 pub use volume::{Position, Volume, VolumeStatus};
 pub use volumes::{VolumeOptions, Volumes};

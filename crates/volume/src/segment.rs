@@ -57,6 +57,8 @@ pub(crate) struct Segment {
     /// Whether a flush has said, or will say, that what is in it is durable. Before, it may vanish with all that took
     /// the place of its records.
     pub(crate) promised: AtomicBool,
+    /// How many records the journal had when it was found that nothing of this segment counts, and nothing ever will.
+    pub(crate) dead_at: AtomicU64,
     /// Whether what counted of it was moved.
     pub(crate) emptied: AtomicBool,
     /// Whether it cannot be emptied, because it cannot be read.
@@ -91,6 +93,7 @@ impl Segment {
             verified: AtomicU64::new(first_record),
             has_footer: AtomicBool::new(false),
             promised: AtomicBool::new(false),
+            dead_at: AtomicU64::new(u64::MAX),
             emptied: AtomicBool::new(false),
             stuck: AtomicBool::new(false),
         }
@@ -249,7 +252,9 @@ impl SegmentFiles {
     pub(crate) fn give_back(&self, segment: Arc<Segment>) {
         let path = segment.path.clone();
         match Arc::into_inner(segment) {
-            Some(segment) if matches!(segment.home, Home::Segment(_)) => {
+            // What was moved has the numbers that it had. If power fails before the file's next owner makes it durable, a
+            // recovery may believe its old footer: as long as nobody writes to the file, rightly.
+            Some(segment) if matches!(segment.home, Home::Segment(_)) && !segment.emptied.load(Ordering::Acquire) => {
                 // A name is never changed: of several changes that are not durable, any may be lost. Whose it is says
                 // the header.
                 if segment.file.write_all_at(&[&[0; SEGMENT_HEAD_BYTES]], 0).is_ok() {

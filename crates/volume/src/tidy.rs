@@ -30,6 +30,15 @@ use store::RootChange;
 /// How many segments' length may not count before the fullest journals are tidied.
 const SLACK_SEGMENTS: u64 = 3;
 
+/// What becomes of segments that a flush has promised, and of which nothing counts any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Promised {
+    /// They go: what took the place of their records is made durable.
+    Replace,
+    /// They go once a flush has made that durable, as long as the journal is not longer than it may be.
+    Await,
+}
+
 /// Layers that are to go.
 #[derive(Debug)]
 pub(crate) struct Removal {
@@ -46,10 +55,10 @@ impl Volumes {
     ///
     /// # Errors
     /// A journal that cannot be read or written, or a store that fails. What was done stays done.
-    pub fn tidy(&self, volume: &Volume) -> Result<(), VolumeError> {
+    pub fn tidy(&self, volume: &Volume, promised: Promised) -> Result<(), VolumeError> {
         self.merge_layers(volume)?;
         let stack = volume.cell.stack();
-        stack.layers.first().map_or(Ok(()), |open| self.tidy_journal(&open.journal))
+        stack.layers.first().map_or(Ok(()), |open| self.tidy_journal(&open.journal, promised))
     }
 
     /// Gives the room of what does not count any more in a volume's journal back to the file system.
@@ -57,17 +66,17 @@ impl Volumes {
         let stack = volume.cell.stack();
         let Some(open) = stack.layers.first() else { return };
         let merged = if volume.cell.open().is_ok() { self.merge_layers(volume) } else { Ok(()) };
-        if let Err(error) = merged.and_then(|()| self.tidy_journal(&open.journal)) {
+        if let Err(error) = merged.and_then(|()| self.tidy_journal(&open.journal, Promised::Replace)) {
             tracing::warn!(volume = %volume.name(), %error, "a journal could not be tidied");
         }
         self.context.files.give_room();
     }
 
-    fn tidy_journal(&self, journal: &Arc<Journal>) -> Result<(), VolumeError> {
+    fn tidy_journal(&self, journal: &Arc<Journal>, promised: Promised) -> Result<(), VolumeError> {
         // Whoever writes meanwhile has it tidied again. Not in the loop's head, which would keep all segments for it.
         let segments = journal.segments().len();
         for _ in 0..=segments {
-            if !self.tidy_segment(journal)? {
+            if !self.tidy_segment(journal, promised)? {
                 break;
             }
         }
@@ -75,9 +84,9 @@ impl Volumes {
     }
 
     /// Gives up the segments of which nothing counts, and empties one if that is not enough; whether it was.
-    fn tidy_segment(&self, journal: &Arc<Journal>) -> Result<bool, VolumeError> {
+    fn tidy_segment(&self, journal: &Arc<Journal>, promised: Promised) -> Result<bool, VolumeError> {
         self.while_tidying(journal, |moving| {
-            self.give_up_dead(journal, moving)?;
+            self.give_up_dead(journal, moving, promised)?;
             write_footers(journal, moving).map_err(|source| failure("tidy", source))?;
             let Some(segment) = worst(journal, moving) else { return Ok(false) };
             if let Err(error) = empty(journal, &segment, moving) {
@@ -87,7 +96,7 @@ impl Volumes {
                 return Err(error.into());
             }
             drop(segment);
-            self.give_up_dead(journal, moving)?;
+            self.give_up_dead(journal, moving, Promised::Replace)?;
             Ok(true)
         })
     }
@@ -152,7 +161,9 @@ impl Volumes {
     }
 
     /// Gives up the segments of which nothing counts.
-    fn give_up_dead(&self, journal: &Arc<Journal>, moving: &mut Moving) -> Result<(), VolumeError> {
+    fn give_up_dead(&self, journal: &Arc<Journal>, moving: &mut Moving, promised: Promised) -> Result<(), VolumeError> {
+        // Before it is looked what counts: to these nobody appends any more.
+        let full: BTreeSet<u32> = journal.full(moving).iter().map(|segment| segment.number()).collect();
         let layers = journal.layers();
         // Of what is damaged nobody knows what counted: it stays as long as a layer is over it.
         let is_dead = |segment: &Arc<Segment>| {
@@ -161,6 +172,7 @@ impl Volumes {
         let dead: Vec<_> = journal.segments().into_iter().filter(is_dead).collect();
         let was_emptied = dead.iter().any(|segment| segment.emptied.load(Ordering::Acquire));
         let mut numbers: BTreeSet<u32> = dead.iter().map(|segment| segment.number()).collect();
+        journal.found_dead(dead.iter().filter(|segment| full.contains(&segment.number())));
         // Only a file that nobody has is used again.
         drop(dead);
         if was_emptied {
@@ -170,15 +182,26 @@ impl Volumes {
             numbers.remove(&segment.number());
             journal.files().give_back(segment);
         }
+        // What took the place of their records must not be lost when they are. What is appended from here on is another
+        // matter: who appends may bring back to life, and promise, what is being filled.
+        numbers.retain(|number| full.contains(number));
+        if promised == Promised::Await && !is_long(journal) {
+            numbers.retain(|number| journal.is_replaced(*number));
+        } else if !numbers.is_empty() {
+            journal.sync()?;
+        }
         if numbers.is_empty() {
             return Ok(());
         }
-        // What took the place of their records must not be lost when they are.
-        journal.sync()?;
         journal.sync_moved(moving)?;
         let _changing = self.changes.lock();
+        if journal.layers().is_empty() {
+            // Its record has gone meanwhile, and so will all its segments.
+            return Ok(());
+        }
         if numbers.iter().any(|number| journal.is_listed(*number)) {
-            let record = journal.record(&numbers);
+            let without = journal.uncovered(|_| true).union(&numbers).copied().collect();
+            let record = journal.record(&without);
             let change = records::put(records::journal_name(journal.id()), &record);
             self.context.store.roots().apply(vec![change])?;
             journal.recorded(&record);
@@ -301,7 +324,7 @@ impl Volumes {
             .into_iter()
             .find(|volume| volume.cell.stack().layers.first().is_some_and(|open| open.journal.id() == journal.id()));
         let merged = volume.map_or(Ok(()), |volume| self.merge_layers(&volume));
-        match merged.and_then(|()| self.tidy_segment(journal)) {
+        match merged.and_then(|()| self.tidy_segment(journal, Promised::Await)) {
             // After whoever waits: one segment at a time.
             Ok(true) => self.context.ask_to_tidy(journal),
             Ok(false) => {}
@@ -425,6 +448,10 @@ fn empty(journal: &Journal, segment: &Arc<Segment>, moving: &mut Moving) -> Resu
             layers.iter().for_each(|layer| layer.relocate(start, end, from, to));
         }
     }
+    if Journal::live_bytes(&layers, segment) > 0 {
+        // A layer took it in from one that is gone. Nobody is to try again and again.
+        segment.stuck.store(true, Ordering::Release);
+    }
     Ok(())
 }
 
@@ -469,12 +496,77 @@ mod tests {
     use super::*;
     use crate::{BlockDevice, Durability, VolumeOptions};
 
-    #[test]
-    fn what_is_let_go_while_somebody_tidies_is_given_up_afterwards() {
+    const SEGMENT: u64 = 64 << 10;
+
+    fn opened() -> (tempfile::TempDir, Arc<Volumes>) {
         let directory = tempfile::tempdir().unwrap();
-        let options = VolumeOptions { tidy_in_background: false, ..VolumeOptions::default() };
+        let options = VolumeOptions { tidy_in_background: false, segment_bytes: SEGMENT, ..VolumeOptions::default() };
         let store = Arc::new(MemoryStore::new());
         let volumes = Volumes::open(directory.path(), store, Arc::new(NoSource), options).unwrap();
+        (directory, volumes)
+    }
+
+    #[test]
+    fn what_was_promised_waits_for_the_next_flush_while_there_is_room() {
+        let (_directory, volumes) = opened();
+        let disk = volumes.create(&"a".parse().unwrap(), 1 << 20).unwrap();
+        let journal = disk.cell.stack().layers[0].journal.clone();
+        // The same blocks each time, and each time a new segment; of the one before nothing counts then.
+        let write = |byte: u8| {
+            for block in 0..15 {
+                disk.write(block * 4096, &[byte; 4096], Durability::Process).unwrap();
+            }
+        };
+        let numbers = || journal.segments().iter().map(|segment| segment.number()).collect::<Vec<_>>();
+        let tidied = |promised: Promised| {
+            volumes.tidy(&disk, promised).unwrap();
+            numbers()
+        };
+        write(0);
+        write(1);
+        assert_eq!(tidied(Promised::Await), [1], "nothing was promised");
+        disk.flush().unwrap();
+        write(2);
+        write(3);
+        assert_eq!(tidied(Promised::Await), [1, 3], "only what was flushed is waited with");
+        disk.flush().unwrap();
+        assert_eq!(tidied(Promised::Await), [3], "what took its place is durable");
+        write(4);
+        assert_eq!(tidied(Promised::Await), [3, 4]);
+        assert_eq!(tidied(Promised::Replace), [4]);
+        for byte in 5..9 {
+            disk.flush().unwrap();
+            write(byte);
+        }
+        assert!(is_long(&journal));
+        volumes.while_tidying(&journal, |moving| volumes.give_up_dead(&journal, moving, Promised::Await)).unwrap();
+        assert_eq!(numbers(), [8], "too long to wait");
+    }
+
+    #[test]
+    fn what_was_emptied_is_not_written_to_again() {
+        let (_directory, volumes) = opened();
+        let disk = volumes.create(&"a".parse().unwrap(), 1 << 20).unwrap();
+        let journal = disk.cell.stack().layers[0].journal.clone();
+        // Of each segment one block goes on to count.
+        for round in 0..8 {
+            for block in (0..14).chain([100 + round]) {
+                disk.write(block * 4096, &[7; 4096], Durability::Process).unwrap();
+            }
+        }
+        disk.flush().unwrap();
+        let first = journal.segments()[0].path().to_owned();
+        assert!(is_long(&journal) && first.exists());
+        volumes.tidy(&disk, Promised::Replace).unwrap();
+        assert!(journal.segments()[0].number() > 0 && !first.exists());
+        let mut block = [0; 4096];
+        assert_eq!(disk.try_read(100 * 4096, &mut block).unwrap(), crate::Readiness::Ready);
+        assert_eq!(block, [7; 4096]);
+    }
+
+    #[test]
+    fn what_is_let_go_while_somebody_tidies_is_given_up_afterwards() {
+        let (directory, volumes) = opened();
         let disk = volumes.create(&"a".parse().unwrap(), 1 << 20).unwrap();
         disk.write(0, &[7; 512], Durability::Process).unwrap();
         let frozen = volumes.freeze(std::slice::from_ref(&disk), |_| Vec::new()).unwrap().remove(0);

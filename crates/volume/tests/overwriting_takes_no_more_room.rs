@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use fixture::{Node, noise, read_all};
 use types::Name;
-use volume::{BlockDevice, Durability, Volume, VolumeOptions, Volumes};
+use volume::{BlockDevice, Durability, Promised, Volume, VolumeOptions, Volumes};
 
 const BLOCK: usize = 4096;
 const BLOCKS: usize = 512;
@@ -80,7 +80,7 @@ fn while_nothing_is_sealed() {
     let mut most = 0;
     for _ in 0..16 {
         written.overwrite(BLOCKS / 2);
-        volumes.tidy(&volume).unwrap();
+        volumes.tidy(&volume, Promised::Replace).unwrap();
         most = most.max(room(&node));
     }
     assert!(most <= bound(BLOCKS as u64 * RECORD), "{most} bytes for {SIZE}");
@@ -89,7 +89,7 @@ fn while_nothing_is_sealed() {
     let then = written.bytes.clone();
     for _ in 0..16 {
         written.overwrite(BLOCKS / 2);
-        volumes.tidy(&volume).unwrap();
+        volumes.tidy(&volume, Promised::Replace).unwrap();
         let now = room(&node);
         assert!(now <= bound(2 * BLOCKS as u64 * RECORD), "{now} bytes for twice {SIZE}");
     }
@@ -97,7 +97,7 @@ fn while_nothing_is_sealed() {
     // When it is gone, so is its room.
     volumes.forget_frozen(frozen.id()).unwrap();
     written.overwrite(BLOCKS / 8);
-    volumes.tidy(&volume).unwrap();
+    volumes.tidy(&volume, Promised::Replace).unwrap();
     assert!(room(&node) <= bound(BLOCKS as u64 * RECORD), "{} bytes for {SIZE}", room(&node));
     volume.flush().unwrap();
     drop((volumes, volume, frozen));
@@ -116,7 +116,7 @@ fn its_files_are_used_again() {
         for block in 0..SEGMENT / RECORD {
             volume.write(block * BLOCK as u64, &noise(round, BLOCK), Durability::Process).unwrap();
         }
-        volumes.tidy(&volume).unwrap();
+        volumes.tidy(&volume, Promised::Replace).unwrap();
         let entries = std::fs::read_dir(node.directory.path().join("layers")).unwrap();
         names.extend(entries.map(|entry| entry.unwrap().file_name()));
     }

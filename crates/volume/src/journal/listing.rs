@@ -87,6 +87,24 @@ impl Journal {
         taken
     }
 
+    /// Notes of segments how far the journal is, now that nothing of them counts; nobody may append to them any more.
+    pub(crate) fn found_dead<'s>(&self, dead: impl Iterator<Item = &'s Arc<Segment>>) {
+        let appended = {
+            // What has made them dead is in a map, and counted once whoever appends has let go.
+            let _appender = self.appender.lock();
+            self.appended.load(Ordering::Acquire)
+        };
+        for segment in dead {
+            segment.dead_at.fetch_min(appended, Ordering::AcqRel);
+        }
+    }
+
+    /// Whether what took the place of a dead segment's records is durable, as far as it was appended.
+    pub(crate) fn is_replaced(&self, number: u32) -> bool {
+        let synced = self.synced.load(Ordering::Acquire);
+        self.segment(number).is_some_and(|segment| segment.dead_at.load(Ordering::Acquire) <= synced)
+    }
+
     /// The segments that nobody appends to any more.
     pub(crate) fn full(&self, moving: &Moving) -> Vec<Arc<Segment>> {
         // In this order: one that begins to be filled meanwhile is not in the list, or is seen being filled.

@@ -4,7 +4,7 @@
 use medium::simulated::Chance;
 use store::ChunkStore;
 use types::{Name, Progress};
-use volume::{BlockDevice, Durability, Protection, RevertTo, VolumeError};
+use volume::{BlockDevice, Durability, Promised, Protection, RevertTo, VolumeError};
 
 use crate::model::{Disk, Model, SECTOR, Token, fill, token};
 use crate::rig::{IMPORT, Rig, VERSION, go_on_to, object_of, told};
@@ -46,6 +46,7 @@ pub(crate) enum Step {
     /// Gives the room of a journal back.
     Tidy {
         name: String,
+        promised: Promised,
     },
     Flush {
         name: String,
@@ -159,7 +160,10 @@ impl Step {
                 let name = pick(chance, &names)?;
                 Self::write(chance, model, &name, number)
             }
-            41..45 => Self::Tidy { name: pick(chance, &names)? },
+            41..45 => {
+                let promised = if chance.in_256(128) { Promised::Replace } else { Promised::Await };
+                Self::Tidy { name: pick(chance, &names)?, promised }
+            }
             45..53 => {
                 let name = pick(chance, &names)?;
                 Self::zeroes(chance, model, &name)
@@ -349,7 +353,7 @@ impl Step {
                 zeroed.map_err(VolumeError::from)
             }
             Self::Flush { name } => device(name).flush().map_err(VolumeError::from),
-            Self::Tidy { name } => rig.volumes.tidy(&device(name)),
+            Self::Tidy { name, promised } => rig.volumes.tidy(&device(name), *promised),
             Self::Freeze { names, version } => {
                 let volumes: Vec<_> = names.iter().map(device).collect();
                 let record = |ids: &[types::FrozenId]| {

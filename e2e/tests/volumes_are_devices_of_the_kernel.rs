@@ -66,6 +66,17 @@ impl Machine {
         self.attach(name)
     }
 
+    /// The same, of 16 MiB, with noise at its beginning: the first MiB, durable.
+    fn volume_with_noise(&self, name: &str, seed: u64) -> Result<(String, Vec<u8>)> {
+        let device = self.volume(name, "16MiB")?;
+        let mut noise = vec![0; MIB];
+        Noise::new(seed).fill(&mut noise);
+        let file = File::options().write(true).open(&device)?;
+        file.write_all_at(&noise, 0)?;
+        file.sync_all()?;
+        Ok((device, noise))
+    }
+
     fn attach(&self, target: &str) -> Result<String> {
         let attached = self.node().json(&["attach", target, "--via", "fuse"])?;
         ensure!(attached["uri"].as_str().is_some_and(|uri| uri.starts_with("nbd+unix:")), "{attached}");
@@ -228,13 +239,7 @@ fn what_a_crash_has_left_goes_and_what_belongs_to_others_stays() -> Result<()> {
         return Ok(());
     }
     let mut machine = Machine::new()?;
-    let device = machine.volume("vm", "16MiB")?;
-    let mut noise = vec![0; MIB];
-    Noise::new(3).fill(&mut noise);
-    let file = File::options().write(true).open(&device)?;
-    file.write_all_at(&noise, 0)?;
-    file.sync_all()?;
-    drop(file);
+    let (device, noise) = machine.volume_with_noise("vm", 3)?;
 
     // The front dies: who reads is told, and detaching removes what it has left.
     machine.kill_front("vm")?;
@@ -289,10 +294,7 @@ fn a_node_in_a_container_leaves_the_devices_of_others_alone() -> Result<()> {
         return Ok(());
     }
     let mut machine = Machine::new()?;
-    let device = machine.volume("vm", "16MiB")?;
-    let mut noise = vec![0; MIB];
-    Noise::new(4).fill(&mut noise);
-    File::options().write(true).open(&device)?.write_all_at(&noise, 0)?;
+    let (device, noise) = machine.volume_with_noise("vm", 4)?;
 
     // Another node, whose directory has the same path in a mount namespace of its own.
     let (path, other) = (machine.world.path("a"), machine.world.path("other"));

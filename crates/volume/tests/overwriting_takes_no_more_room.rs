@@ -61,10 +61,9 @@ fn room(node: &Node) -> u64 {
     entries.map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512).sum()
 }
 
-/// One and a half times what can count, and a few segments: those that are filled, the slack, and those that are kept. A
-/// file that is used again is as long as it ever was, with a footer.
+/// One and a half times what can count, and a few segments: those that are filled, the slack, and those that are kept.
 fn bound(live: u64) -> u64 {
-    (live * 3 / 2 + 6 * SEGMENT + POOL) / SEGMENT * (SEGMENT + BLOCK as u64)
+    live * 3 / 2 + 6 * SEGMENT + POOL
 }
 
 /// What each block takes with its header.

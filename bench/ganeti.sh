@@ -116,10 +116,11 @@ for round in $(seq "$rounds"); do
   done
 done
 
-# Live migration, of a guest that writes.
+# Live migration, of a guest that writes. Its memory is no multiple of 256 KiB, as QEMU before 9.0 loses pages of an emulated processor's then
+# (e2e/src/cluster.rs).
 gnt gnt-cluster init --enabled-hypervisors=kvm --enabled-disk-templates=ext,diskless --ipolicy-disk-templates=ext,diskless --no-etc-hosts \
   --no-ssh-init --master-netdev=br0 --nic-parameters=mode=bridged,link=br0 \
-  --hypervisor-parameters="kvm:kvm_path=/usr/bin/qemu-system-x86_64,kvm_flag=disabled,kernel_path=$images/guest-vmlinuz,initrd_path=$images/guest-initrd.img,root_path=/dev/ram0,serial_console=true,vnc_bind_address=" \
+  --hypervisor-parameters="kvm:kvm_path=/usr/bin/qemu-system-x86_64,kvm_flag=disabled,kernel_path=$images/guest-vmlinuz,initrd_path=$images/guest-initrd.img,root_path=/dev/ram0,serial_console=true,vnc_bind_address=,kvm_extra=--m 131080k" \
   --backend-parameters=minmem=128,maxmem=128,vcpus=1 \
   --ipolicy-bounds-specs="min:memory-size=64,cpu-count=1,disk-count=0,disk-size=1,nic-count=0,spindle-use=1/max:memory-size=4096,cpu-count=4,disk-count=8,disk-size=1048576,nic-count=8,spindle-use=12" \
   cluster9.test

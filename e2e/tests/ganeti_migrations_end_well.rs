@@ -250,7 +250,6 @@ fn every_step(moving: &mut Moving<'_>, fault: Fault) -> Result<()> {
 fn begin<'i>(cluster: Cluster, instance: &'i str, parameters: &str) -> Result<Moving<'i>> {
     cluster.gnt(&format!("{ADD} --disk 0:size=64M,provider=brant,{parameters} {instance}"))?;
     cluster.start_instance(instance, "brant.format brant.records=100000")?;
-    // Not while it boots: QEMU's emulated processor has been seen to hang where it was moved then.
     cluster.goes_on(instance, 50)?;
     Ok(Moving { cluster, instance, source: 0, target: 1 })
 }

@@ -42,7 +42,6 @@ fn moves_live(cluster: &Cluster, instance: &str, parameters: &str) -> Result<()>
     let [one, two] = &cluster.nodes[..] else { unreachable!("two nodes") };
     cluster.gnt(&format!("{ADD} --disk 0:size=64M,provider=brant,{parameters} {instance}"))?;
     cluster.start_instance(instance, "brant.format brant.records=100000")?;
-    // Not while it boots: QEMU's emulated processor has been seen to hang where it was moved then.
     let before = one.goes_on(instance, 50)?;
     cluster.gnt(&format!("gnt-instance migrate -f -n node2.cluster1.test {instance}"))?;
     let after = two.goes_on(instance, before)?;

@@ -16,6 +16,7 @@ mod names;
 mod state;
 
 use std::any::Any;
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io;
 use std::path::Path;
@@ -26,7 +27,7 @@ use self::state::State;
 use crate::{File, Lock, Medium, Open, Room};
 
 /// What can be made to fail.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Operation {
     /// To open or make a file.
     Open,
@@ -120,11 +121,11 @@ impl Simulated {
         self.state().faults.push(fault);
     }
 
-    /// Forgets the failures that were planned, and says what failed last.
-    pub fn mend(&self) -> Option<Operation> {
+    /// Forgets the failures that were planned, and says what has failed.
+    pub fn mend(&self) -> BTreeSet<Operation> {
         let mut state = self.state();
         state.faults.clear();
-        state.last_failure.take()
+        std::mem::take(&mut state.failed)
     }
 
     /// Sets how much there is room for, in bytes.

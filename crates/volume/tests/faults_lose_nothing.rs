@@ -114,13 +114,13 @@ impl History {
         let fault = Fault { operation, after: self.chance.below(12), lasting: self.chance.in_256(64) };
         self.rig().medium.fail(fault);
         let outcome = step.run(&mut self.rig);
-        let failure = self.rig().medium.mend();
+        let failed = self.rig().medium.mend();
         let Err(error) = outcome else {
             self.enter(step, true);
             // A step may do without what failed. What a failed sync has lost is another matter: it must fail.
             return self.check_live(&self.model).map_err(|what| format!("after {fault:?} was passed over: {what}"));
         };
-        if failure.is_none() && !self.broken {
+        if failed.is_empty() && !self.broken {
             return Err(format!("it fails without a fault: {error}"));
         }
         self.failures += 1;
@@ -132,7 +132,7 @@ impl History {
         // What is read after a failed sync nobody knows, until the next process has looked at the checksums.
         // The copies that a collection has made may be lost then; those that it copied are found by the next process.
         let copied = matches!(step, Step::Collect) || matches!(step, Step::Import { collect: true, .. });
-        let forgotten = failure == Some(Operation::Sync) && (error.contains("the journal") || copied);
+        let forgotten = failed.contains(&Operation::Sync) && (error.contains("the journal") || copied);
         if !forgotten {
             self.check_live(&self.model).map_err(context)?;
         }

@@ -223,7 +223,7 @@ impl ClusterNode {
         Ok(Printed { success: outcome.status.success(), stdout: outcome.output, stderr: outcome.errors })
     }
 
-    fn succeed(&self, words: &[String]) -> Result<String> {
+    pub(super) fn succeed(&self, words: &[String]) -> Result<String> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let printed = self.run(&words)?;
         if printed.success {

@@ -23,8 +23,8 @@ pub(super) struct State {
     /// The operation after which the power fails.
     pub(super) cut_after: Option<u64>,
     pub(super) faults: Vec<Fault>,
-    /// What failed last as it was planned.
-    pub(super) last_failure: Option<Operation>,
+    /// What has failed as it was planned.
+    pub(super) failed: BTreeSet<Operation>,
     pub(super) total_bytes: u64,
     /// Files do not share their room.
     pub(super) refuses_clones: bool,
@@ -62,7 +62,7 @@ impl State {
             operations: 0,
             cut_after: None,
             faults: Vec::new(),
-            last_failure: None,
+            failed: BTreeSet::new(),
             total_bytes: 1 << 40,
             refuses_clones: false,
             refuses_holes: false,
@@ -81,7 +81,7 @@ impl State {
             off: false,
             cut_after: None,
             faults: Vec::new(),
-            last_failure: None,
+            failed: BTreeSet::new(),
             moments: None,
             handles: BTreeMap::new(),
             locked: BTreeSet::new(),
@@ -95,6 +95,7 @@ impl State {
         Self {
             chance: self.chance.clone(),
             faults: self.faults.clone(),
+            failed: self.failed.clone(),
             moments: None,
             names: self.names.clone(),
             contents: self.contents.clone(),
@@ -138,7 +139,7 @@ impl State {
             !due || fault.lasting
         });
         if outcome == Outcome::Fault {
-            self.last_failure = Some(operation);
+            self.failed.insert(operation);
         }
         Ok(outcome)
     }

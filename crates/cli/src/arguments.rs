@@ -1,5 +1,7 @@
 //! The command line as a whole: the global options and the commands, the commonest jobs first.
 
+use std::net::SocketAddr;
+
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
 use serde::de::DeserializeOwned;
@@ -33,8 +35,8 @@ pub(crate) struct Arguments {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Global {
-    /// The node: its directory, its socket, or a URL [default: the node of this user]
-    #[arg(long, global = true, env = "BRANT_NODE", hide_env_values = true, value_name = "PATH|URL")]
+    /// The node: its directory or its socket [default: /var/lib/brant for root, else ~/.local/share/brant]
+    #[arg(long, global = true, env = "BRANT_NODE", hide_env_values = true, value_name = "PATH")]
     pub(crate) node: Option<String>,
     /// Print JSON: the values of the node's API, stable within a version of it
     #[arg(long, global = true)]
@@ -85,6 +87,11 @@ pub(crate) fn new_path(text: &str) -> Result<ObjectPath, String> {
         None => Ok(path),
         Some(_) => Err(format!("the version is numbered by the node: write {}/{}", path.bucket, path.object)),
     }
+}
+
+/// Parses an address with a port.
+pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| "write IP:PORT, such as 192.0.2.12:4701 or [2001:db8::2]:4701; no host names".to_owned())
 }
 
 /// Parses a length of time such as `30s` or `7d`, in milliseconds; a day has 24 hours.
@@ -141,6 +148,9 @@ mod tests {
             let help = command.render_long_help().to_string();
             let (_, examples) =
                 help.split_once("Example").unwrap_or_else(|| panic!("{path} shows no example:\n{help}"));
+            let wide = examples.lines().find(|line| line.len() > 79);
+            assert!(wide.is_none(), "{path}: a terminal would break {wide:?}, and half of it would run");
+            let examples = examples.replace(" \\\n   ", "");
             let mut lines = examples.lines().map(str::trim).filter(|line| line.starts_with("brant ")).peekable();
             assert!(lines.peek().is_some_and(|line| line.starts_with(&path)), "{path}: {examples}");
             for line in lines {

@@ -63,7 +63,7 @@ pub async fn account_add(database: &str, name: &Name) -> Result<Zeroizing<String
 /// # Errors
 /// There is no such account, or the database failed.
 pub async fn token_rotate(database: &str, name: &Name, valid_ms: Option<u64>) -> Result<Zeroizing<String>, AdminError> {
-    let (db, now_ms) = (Db::open(database).await?, Clock::system().now_ms());
+    let (db, now_ms) = (Db::open_existing(database).await?, Clock::system().now_ms());
     let token = token::generate().map_err(DbError::Random)?;
     let expires_ms = valid_ms.map(|valid_ms| now_ms.saturating_add(valid_ms));
     let rotated = db.rotate_token(name, &token, expires_ms, now_ms).await;
@@ -76,7 +76,7 @@ pub async fn token_rotate(database: &str, name: &Name, valid_ms: Option<u64>) ->
 /// # Errors
 /// There is no such account, or the database failed.
 pub async fn account_remove(database: &str, name: &Name) -> Result<(), AdminError> {
-    let db = Db::open(database).await?;
+    let db = Db::open_existing(database).await?;
     let removed = db.remove_account(name, Clock::system().now_ms()).await;
     db.close().await;
     if removed? { Ok(()) } else { Err(AdminError::NoAccount(name.clone())) }
@@ -87,7 +87,7 @@ pub async fn account_remove(database: &str, name: &Name) -> Result<(), AdminErro
 /// # Errors
 /// The database failed.
 pub async fn account_list(database: &str) -> Result<Vec<AccountInfo>, AdminError> {
-    let db = Db::open(database).await?;
+    let db = Db::open_existing(database).await?;
     let accounts = db.accounts().await;
     db.close().await;
     let info = |(name, created_ms, references)| AccountInfo { name, created_ms, references };
@@ -99,7 +99,7 @@ pub async fn account_list(database: &str) -> Result<Vec<AccountInfo>, AdminError
 /// # Errors
 /// The database failed.
 pub async fn audit(database: &str, limit: u32) -> Result<Vec<Change>, AdminError> {
-    let db = Db::open(database).await?;
+    let db = Db::open_existing(database).await?;
     let changes = db.audit_trail(limit).await;
     db.close().await;
     let change = |(time_ms, account, action, target)| Change { time_ms, account, action, target };

@@ -9,9 +9,9 @@ mod log;
 mod providers;
 mod references;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, DirBuilder, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -85,12 +85,22 @@ pub(crate) struct Db {
 }
 
 impl Db {
-    /// Opens a database, and makes it where there is none.
+    /// Opens a database, and makes it where there is none, with its directory.
     pub(crate) async fn open(database: &str) -> Result<Self, DbError> {
-        let path = database.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
-        let path = path.filter(|path| !path.is_empty() && !path.starts_with(":memory:"));
-        let path = PathBuf::from(path.ok_or_else(|| DbError::Scheme(without_secrets(database)))?);
+        let path = path_of(database)?;
         make_private(&path)?;
+        Self::connect(path).await
+    }
+
+    /// Opens a database that there is.
+    pub(crate) async fn open_existing(database: &str) -> Result<Self, DbError> {
+        let path = path_of(database)?;
+        fs::metadata(&path).map_err(|source| DbError::File { operation: "find", path: path.clone(), source })?;
+        make_private(&path)?;
+        Self::connect(path).await
+    }
+
+    async fn connect(path: PathBuf) -> Result<Self, DbError> {
         let options = SqliteConnectOptions::new()
             .filename(&path)
             .journal_mode(SqliteJournalMode::Wal)
@@ -149,6 +159,9 @@ async fn audit(
 /// Makes the file with mode 0600, so that SQLite's own files beside it get that too; refuses a looser one.
 fn make_private(path: &Path) -> Result<(), DbError> {
     let error = |operation| move |source| DbError::File { operation, path: path.to_owned(), source };
+    if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(error("make the directory of"))?;
+    }
     let created = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
     match created {
         Ok(_) => Ok(()),
@@ -158,6 +171,13 @@ fn make_private(path: &Path) -> Result<(), DbError> {
         }
         Err(source) => Err(error("create")(source)),
     }
+}
+
+/// The file of a database.
+fn path_of(database: &str) -> Result<PathBuf, DbError> {
+    let path = database.strip_prefix("sqlite:").map(|path| path.strip_prefix("//").unwrap_or(path));
+    let path = path.filter(|path| !path.is_empty() && !path.starts_with(":memory:"));
+    path.map(PathBuf::from).ok_or_else(|| DbError::Scheme(without_secrets(database)))
 }
 
 /// A database URL without its user and password.
@@ -217,7 +237,18 @@ mod tests {
             let error = Db::open(bad).await.unwrap_err();
             assert!(matches!(error, DbError::Scheme(_)) && !error.to_string().contains("secret"), "{error}");
         }
-        let missing = Db::open("sqlite:/nowhere/at/all/index.db").await.unwrap_err();
-        assert!(matches!(missing, DbError::File { operation: "create", .. }));
+        let in_file = Db::open(&format!("sqlite:{}/index.db", path.display())).await.unwrap_err();
+        assert!(matches!(in_file, DbError::File { operation: "make the directory of", .. }), "{in_file:?}");
+    }
+
+    #[tokio::test]
+    async fn only_who_begins_with_it_makes_a_database() {
+        let directory = tempfile::tempdir().unwrap();
+        let database = format!("sqlite:{}/new/index.db", directory.path().display());
+        let missing = Db::open_existing(&database).await.unwrap_err();
+        assert!(matches!(missing, DbError::File { operation: "find", .. }), "{missing:?}");
+        assert!(!directory.path().join("new").exists());
+        Db::open(&database).await.unwrap().close().await;
+        Db::open_existing(&database).await.unwrap();
     }
 }

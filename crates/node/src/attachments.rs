@@ -229,7 +229,7 @@ impl Attachments {
         let mut running = self.lock();
         if running.contains_key(target) || self.vhost_user.find(target).is_some() {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{target} is attached already"))
-                .hint(format!("see: brant status, or brant detach {target}")));
+                .hint(format!("see: brant attach, or end it: brant detach {target}")));
         }
         if record.vhost_user.is_some() {
             return self.vhost_user.start(target, record, device);

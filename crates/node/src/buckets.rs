@@ -202,7 +202,8 @@ impl Buckets {
     /// A bucket by name.
     pub(crate) fn find(&self, name: &Name) -> Result<Arc<BucketState>, ApiError> {
         let found = self.list().into_iter().find(|bucket| bucket.name() == *name);
-        found.ok_or_else(|| not_found("bucket", name).hint("see: brant bucket list"))
+        let hint = || format!("see: brant bucket list, or make one of your own: brant bucket create {name}");
+        found.ok_or_else(|| not_found("bucket", name).hint(hint()))
     }
 
     /// The buckets whose log offers a snapshot.
@@ -302,7 +303,7 @@ fn load(directory: &Path, id: BucketId, record: BucketRecord) -> anyhow::Result<
 /// Reads `everyone`, `endpoint:ID` or `account:INDEXER/NAME`; the Indexer's key is looked up by `key_of`.
 pub(crate) fn parse_reader(text: &str, key_of: impl FnOnce(&str) -> Option<PublicKey>) -> Result<Reader, ApiError> {
     let invalid = || {
-        ApiError::new(ErrorCode::Invalid, format!("{text:?} is nobody who can be let in"))
+        ApiError::new(ErrorCode::Invalid, format!("{text:?} is no reader"))
             .hint("write everyone, endpoint:ID, or account:INDEXER/NAME")
     };
     if text == "everyone" {

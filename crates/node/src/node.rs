@@ -31,6 +31,7 @@ use crate::passed::PassedSockets;
 use crate::readers::Readers;
 use crate::restart::SuccessorState;
 use crate::schedule::Schedules;
+use crate::sealing::Unsealed;
 use crate::task::Tasks;
 use crate::version::Versions;
 
@@ -102,6 +103,8 @@ pub(crate) struct Node {
     pub(crate) complete: Mutex<BTreeSet<SnapshotId>>,
     /// The volumes whose journals are being folded.
     pub(crate) folding: Mutex<BTreeSet<VolumeId>>,
+    /// Versions that could not be sealed.
+    pub(crate) unsealed: Unsealed,
     /// What the last collection found.
     pub(crate) collection: Mutex<Option<CollectionStatus>>,
     /// What scrubs found since the node started.
@@ -149,8 +152,7 @@ impl Node {
         ));
         let mut swarm_options = SwarmOptions::new(*signer.seed());
         swarm_options.bind.clone_from(&options.bind);
-        let swarm =
-            Swarm::start(swarm_options, Arc::clone(&store), library).await.context("could not reach the network")?;
+        let swarm = crate::port::start(swarm_options, &directory, &store, library).await?;
         let volumes = {
             let (path, store, source) =
                 (directory.clone(), Arc::clone(&store), Arc::clone(&swarm) as Arc<dyn ChunkSource>);
@@ -185,6 +187,7 @@ impl Node {
             successor: Mutex::default(),
             complete: Mutex::default(),
             folding: Mutex::default(),
+            unsealed: Unsealed::default(),
             collection: Mutex::default(),
             scrubbed: Mutex::default(),
             moved,
@@ -234,7 +237,10 @@ impl Node {
         }
         for (bucket, object, version) in self.versions.unsealed() {
             if let Some(bucket) = self.buckets.list().into_iter().find(|candidate| candidate.id == bucket) {
-                self.start_sealing(&bucket, object, version).await?;
+                // It is tried again where it cannot be started: a full file system keeps nobody from their disks.
+                if let Err(error) = self.start_sealing(&bucket, &object, version).await {
+                    tracing::warn!(%error, bucket = %bucket.name(), %object, version, "a snapshot cannot be sealed yet");
+                }
             }
         }
         for bucket in self.buckets.list() {
@@ -249,7 +255,8 @@ impl Node {
         Ok(())
     }
 
-    /// Commits what peers sent, removes for good what was deleted long ago, and folds journals that grow long.
+    /// Commits what peers sent, removes for good what was deleted long ago, folds journals that grow long, and seals what could not be
+    /// sealed before.
     fn spawn_caretaker(self: &Arc<Self>) {
         let node = Arc::clone(self);
         self.spawn(async move {
@@ -272,6 +279,7 @@ impl Node {
                 node.expire_deleted().await;
                 node.expire_history().await;
                 node.fold_volumes();
+                node.seal_due(Instant::now()).await;
             }
         });
     }

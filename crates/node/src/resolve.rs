@@ -59,7 +59,7 @@ impl Node {
         if logged.as_ref().is_some_and(|version| version.retired) {
             let error =
                 ApiError::new(ErrorCode::NotFound, format!("{}/{}@{version} was retired", path.bucket, path.object));
-            return Err(error);
+            return Err(error.hint("name a version that is offered: brant snapshot list"));
         }
         if record.is_none() && logged.is_none() {
             let text = format!("{}/{}@{version}", path.bucket, path.object);

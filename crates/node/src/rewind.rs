@@ -62,11 +62,11 @@ impl Node {
             node.volumes.clone_at(&volume, at_ms, &name).map_err(|error| match error {
                 VolumeError::OutsideWindow { from_ms, to_ms } => {
                     let message = format!("nothing is kept of {source} at {}", seconds(at_ms));
-                    ApiError::new(ErrorCode::NotFound, message).hint(format!(
-                        "any moment from {} to {} can be cloned",
-                        seconds(from_ms.next_multiple_of(1000)),
-                        seconds(to_ms)
-                    ))
+                    let from_ms = from_ms.next_multiple_of(1000);
+                    ApiError::new(ErrorCode::NotFound, message).hint(match from_ms <= to_ms {
+                        true => format!("any moment from {} to {} can be cloned", seconds(from_ms), seconds(to_ms)),
+                        false => format!("what is written is kept from {} on", seconds(from_ms)),
+                    })
                 }
                 VolumeError::NotProtected(_) => ApiError::from_error(ErrorCode::NotFound, &error)
                     .hint(format!("keep it from now on with: brant volume protect {source} --for 2h")),

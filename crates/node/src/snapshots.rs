@@ -1,19 +1,19 @@
-//! Taking snapshots of volumes, sealing them in the background, and cloning snapshots into volumes.
+//! Taking snapshots of volumes, and cloning snapshots into volumes.
 
 use std::sync::Arc;
 
 use format::manifest::Machine;
 use store::{Domain, Domains, RootChange};
-use types::{BucketId, Name, ObjectPath, Progress, SnapshotId};
+use types::{Name, ObjectPath, SnapshotId};
 use volume::{CloneOf, TreeBase, Volume};
 
-use crate::api::{self, ApiError, ErrorCode, TaskKind};
+use crate::api::{self, ApiError, ErrorCode};
 use crate::buckets::BucketState;
 use crate::error::{blocking, code_beneath, not_found, store_error};
 use crate::node::Node;
 use crate::record::{DiskRecord, SnapshotRecord};
 use crate::resolve::DiskContent;
-use crate::task::{Outcome, now_ms};
+use crate::task::now_ms;
 
 /// The longest description of a machine that is taken, in bytes: a manifest has room for it and all disks.
 const MAX_DESCRIPTION_BYTES: usize = 64 << 10;
@@ -77,8 +77,11 @@ impl Node {
         };
         let (node, taking) = (Arc::clone(self), Arc::clone(&bucket));
         let version = blocking(move || node.freeze(&taking, new, |_| Vec::new())).await?;
-        self.index_bucket(&bucket).await?;
-        self.start_sealing(&bucket, path.object.clone(), version).await?;
+        self.start_sealing(&bucket, &path.object, version).await.map_err(|error| {
+            let message = format!("{path}@{version} is taken, but cannot be sealed yet: {}", error.message);
+            let hint = "do not take it again: it is sealed by itself, once what keeps it from that has gone";
+            ApiError::new(error.code, message).hint(hint)
+        })?;
         let find = crate::listing::versions_of(&bucket, &self.versions)
             .into_iter()
             .find(|snapshot| snapshot.object == path.object && snapshot.version == version);
@@ -134,77 +137,6 @@ impl Node {
         };
         let (version, _) = self.versions.take(bucket, &object, freezing)?;
         Ok(version)
-    }
-
-    /// Starts to seal a version in the background.
-    pub(crate) async fn start_sealing(
-        self: &Arc<Self>,
-        bucket: &Arc<BucketState>,
-        object: Name,
-        version: u64,
-    ) -> Result<(), ApiError> {
-        let subject = format!("{}/{object}@{version}", bucket.name());
-        let (node, bucket) = (Arc::clone(self), Arc::clone(bucket));
-        let work = |progress| async move { node.seal(&bucket, &object, version, &progress).await };
-        self.tasks.start(TaskKind::Seal, subject, work).await.map(drop)
-    }
-
-    /// Seals the disks of a version, gives it its id, and enters it into the bucket's log.
-    pub(crate) async fn seal(
-        self: &Arc<Self>,
-        bucket: &Arc<BucketState>,
-        object: &Name,
-        version: u64,
-        progress: &Arc<Progress>,
-    ) -> Outcome {
-        let gone = || not_found("version", format!("{}/{object}@{version}", bucket.name()));
-        let record = self.versions.find(bucket.id, object, version).ok_or_else(gone)?;
-        for (number, disk) in record.disks.iter().enumerate() {
-            let Some(frozen) = disk.frozen else { continue };
-            let sealed = self.volumes.seal(frozen, progress).await.map_err(volume_error)?;
-            let (node, id, object) = (Arc::clone(self), bucket.id, object.clone());
-            blocking(move || node.disk_sealed(id, &object, version, number, &sealed)).await?;
-            self.volumes.forget_frozen(frozen).map_err(volume_error)?;
-        }
-        self.finish_version(bucket, object, version).await?;
-        let id = self.versions.find(bucket.id, object, version).and_then(|record| record.snapshot).ok_or_else(gone)?;
-        Ok(format!("{}/{object}@{version} is snapshot {id}", bucket.name()))
-    }
-
-    fn disk_sealed(
-        &self,
-        bucket: BucketId,
-        object: &Name,
-        version: u64,
-        number: usize,
-        sealed: &TreeBase,
-    ) -> Result<(), ApiError> {
-        self.versions.update(bucket, object, version, |record| {
-            let domains = record.domains().with(&sealed.domains).with(&Domains::from(sealed.written));
-            record.domains = domains.iter().map(|domain| domain.0).collect();
-            if let Some(disk) = record.disks.get_mut(number) {
-                disk.frozen = None;
-                disk.size_bytes = sealed.size_bytes;
-                disk.root = sealed.root;
-                disk.origin = sealed.origin.map(Into::into);
-            }
-        })
-    }
-
-    /// Gives a version whose disks are sealed its id, and enters what can be entered into the log.
-    pub(crate) async fn finish_version(
-        self: &Arc<Self>,
-        bucket: &Arc<BucketState>,
-        object: &Name,
-        version: u64,
-    ) -> Result<(), ApiError> {
-        let (node, completing, object) = (Arc::clone(self), Arc::clone(bucket), object.clone());
-        blocking(move || {
-            node.versions.complete(&completing, &object, version)?;
-            node.versions.log_sealed(&completing)
-        })
-        .await?;
-        self.index_bucket(bucket).await
     }
 
     /// Makes a volume that begins as a disk of a snapshot, or as what another volume is now.

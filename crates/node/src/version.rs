@@ -19,7 +19,8 @@ use crate::record::{Record, SnapshotRecord};
 
 const PREFIX: &str = "snapshot/";
 
-type Place = (BucketId, Name, u64);
+/// A bucket, an object of it, and the number of a version.
+pub(crate) type Place = (BucketId, Name, u64);
 
 /// A version that a schedule took.
 #[derive(Clone, Copy, Debug)]
@@ -27,7 +28,6 @@ pub(crate) struct Scheduled {
     pub(crate) version: u64,
     /// When it was taken, in milliseconds since 1970.
     pub(crate) taken_ms: u64,
-    pub(crate) sealed: bool,
 }
 
 /// The versions that were taken or imported here.
@@ -65,7 +65,7 @@ impl Versions {
     }
 
     /// The versions that are not sealed yet.
-    pub(crate) fn unsealed(&self) -> Vec<(BucketId, Name, u64)> {
+    pub(crate) fn unsealed(&self) -> Vec<Place> {
         self.lock().iter().filter(|(_, record)| record.snapshot.is_none()).map(|(place, _)| place.clone()).collect()
     }
 
@@ -86,11 +86,7 @@ impl Versions {
         let records = self.lock();
         let of_object = records.range((bucket, object.clone(), 0)..=(bucket, object.clone(), u64::MAX));
         let scheduled = of_object.filter(|(_, record)| record.scheduled == Some(true));
-        let of = |version: u64, record: &SnapshotRecord| Scheduled {
-            version,
-            taken_ms: record.taken_ms,
-            sealed: record.snapshot.is_some(),
-        };
+        let of = |version: u64, record: &SnapshotRecord| Scheduled { version, taken_ms: record.taken_ms };
         scheduled.map(|((_, _, version), record)| of(*version, record)).collect()
     }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use store::{FetchError, StoreError};
-use types::{Cancelled, FrozenId, Name, VolumeId};
+use types::{ByteSize, Cancelled, FrozenId, Name, VolumeId};
 
 use crate::DeviceError;
 
@@ -38,7 +38,7 @@ pub enum VolumeError {
     #[error("a disk cannot have {0} bytes: it has whole sectors of 512 bytes, at least one, and at most 64 TiB")]
     Size(u64),
     /// Disks do not shrink.
-    #[error("a volume of {size_bytes} bytes cannot shrink to {wanted_bytes}")]
+    #[error("a volume of {} cannot shrink to {}", ByteSize(*.size_bytes), ByteSize(*.wanted_bytes))]
     Shrinks {
         /// What it has, in bytes.
         size_bytes: u64,

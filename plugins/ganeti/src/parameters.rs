@@ -87,7 +87,7 @@ pub enum ParameterError {
     )]
     Access(String),
     /// Nothing that this provider knows.
-    #[error("{0} is not a parameter of this provider: see gnt-storage diagnose")]
+    #[error("{0} is not a parameter of this provider: see gnt-storage info brant")]
     Unknown(String),
 }
 

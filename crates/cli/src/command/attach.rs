@@ -25,7 +25,8 @@ use crate::output::table::Table;
   brant attach web1 --via vhost-user
   brant attach web1 --via kernel
   brant attach
-  qemu-system-x86_64 -m 1G -drive \"$(brant attach web1 --json | jq -r .qemu_drive)\"")]
+  qemu-system-x86_64 -m 1G \\
+    -drive \"$(brant attach web1 --json | jq -r .qemu_drive)\"")]
 pub(crate) struct AttachArguments {
     /// A volume, BUCKET/OBJECT[@VERSION], or a snapshot id
     #[arg(value_name = "VOLUME|SNAPSHOT")]

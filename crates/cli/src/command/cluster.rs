@@ -6,6 +6,7 @@ use clap::Subcommand;
 use node::api::{AddMemberRequest, Cluster};
 use types::{EndpointId, Name};
 
+use crate::arguments::address;
 use crate::context::Context;
 use crate::failure::Outcome;
 use crate::output::View;
@@ -28,16 +29,18 @@ enum Verb {
     /// Each node has to be told of each other one: on both sides. `brant cluster show` prints the line that the others need. Members
     /// trust each other with everything; for anybody else, publish a bucket.
     #[command(after_long_help = "Example:
-  brant cluster add b 77e7d2c62f0f5c1b6a0d9b1f2d40c2a7e5d86a0bb5a7e61d3c09b8f4e2a1d09a [::1]:4701")]
+  brant cluster add b \\
+    77e7d2c62f0f5c1b6a0d9b1f2d40c2a7e5d86a0bb5a7e61d3c09b8f4e2a1d09a \\
+    192.0.2.12:4701")]
     Add {
         /// What it is called here
         #[arg(value_name = "NAME")]
         name: Name,
-        /// Its endpoint
+        /// Its endpoint, as `brant cluster show` prints it there
         #[arg(value_name = "ENDPOINT")]
         endpoint: EndpointId,
         /// Where it is reached by UDP: the address that its node was started with, --bind
-        #[arg(value_name = "IP:PORT", required = true)]
+        #[arg(value_name = "IP:PORT", required = true, value_parser = address)]
         addresses: Vec<SocketAddr>,
     },
     /// Remove another node, which may not use volumes here any more
@@ -84,11 +87,10 @@ fn show(cluster: &Cluster, view: View) -> String {
                 member.name.to_string(),
                 if member.reachable { "yes" } else { "no" }.to_owned(),
                 words(&member.addresses),
-                member.endpoint.to_string(),
+                member.endpoint.short(),
             ]);
         }
         text.push_str(&table.render(view.width));
-        text.push('\n');
     }
     text.push_str("\nTo make this node a member for another, run there, with a name for it:\n");
     text + &format!("  brant cluster add NAME \\\n    {} \\\n    {}", cluster.endpoint, words(&cluster.addresses))

@@ -90,7 +90,8 @@ enum Verb {
     #[command(after_long_help = "Examples:
   brant ganeti create index.example.org/alice/vms/web --name web1.example.net
   brant ganeti create templates/debian12 --name web2.example.net --os debian
-  brant ganeti create vms/web@3 --name web3.example.net --net 0:link=br1 --dry-run")]
+  brant ganeti create vms/web@3 --name web3.example.net \\
+    --net 0:link=br1 --dry-run")]
     Create(Box<moving::Create>),
     /// Print an instance's definition, on Ganeti's master
     #[command(after_long_help = "Example:

@@ -32,7 +32,7 @@ enum Verb {
     /// Prints a line that begins with "brant indexer ready:" and has its URL on standard output once it answers; logs on
     /// standard error. It speaks plain HTTP: for others than this host, put a TLS proxy in front of it.
     #[command(after_long_help = "Example:
-  brant indexer serve --database sqlite:/var/lib/brant-indexer/indexer.sqlite")]
+  brant indexer serve --database sqlite:/var/lib/brant-indexer/index.db")]
     Serve(Serve),
     /// Manage accounts, also while the Indexer runs
     Account {
@@ -66,7 +66,8 @@ struct Database {
 enum AccountVerb {
     /// Make an account, and print its token once
     #[command(after_long_help = "Example:
-  brant indexer account add alice --database sqlite:indexer.sqlite > alice.token")]
+  brant indexer account add alice --database sqlite:indexer.sqlite \\
+    > alice.token")]
     Add {
         /// Its name
         #[arg(value_name = "ACCOUNT")]
@@ -93,7 +94,8 @@ enum AccountVerb {
     },
     /// Replace an account's tokens by a new one, and print it once
     #[command(after_long_help = "Example:
-  brant indexer account token alice --database sqlite:indexer.sqlite --valid-for 24h")]
+  brant indexer account token alice --database sqlite:indexer.sqlite \\
+    --valid-for 24h")]
     Token {
         /// The account's name
         #[arg(value_name = "ACCOUNT")]
@@ -152,7 +154,7 @@ async fn account(context: &Context, verb: AccountVerb) -> Outcome {
         AccountVerb::List { database } => {
             let accounts = admin::account_list(&database.url).await.map_err(|error| explain(&error))?;
             let values: Vec<Value> = accounts.iter().map(as_json).collect();
-            output.list(&values, "no accounts; make one with: brant indexer account add NAME", |view| {
+            output.list(&values, "no accounts; make one with: brant indexer account add NAME --database URL", |view| {
                 list(&accounts, view)
             })
         }
@@ -186,9 +188,9 @@ fn list(accounts: &[AccountInfo], view: View) -> String {
 fn explain(error: &AdminError) -> ApiError {
     match error {
         AdminError::Exists(name) => ApiError::from_error(ErrorCode::Conflict, error)
-            .hint(format!("for a new token of it: brant indexer account token {name}")),
+            .hint(format!("for a new token of it: brant indexer account token {name} --database URL")),
         AdminError::NoAccount(_) => {
-            ApiError::from_error(ErrorCode::NotFound, error).hint("see: brant indexer account list")
+            ApiError::from_error(ErrorCode::NotFound, error).hint("see: brant indexer account list --database URL")
         }
         AdminError::Db(inner) => cannot_open(inner, error),
         _ => ApiError::from_error(ErrorCode::Internal, error),

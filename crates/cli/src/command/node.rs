@@ -37,7 +37,7 @@ enum Verb {
     /// standard error. After a crash it recovers by itself, and attachments come back at the same sockets.
     #[command(after_long_help = "Examples:
   brant node serve --dir /var/lib/brant
-  brant node serve --dir /srv/brant --bind 0.0.0.0:7071 --cache 1GiB --log debug")]
+  brant node serve --dir /srv/brant --bind 0.0.0.0:4701 --cache 1GiB")]
     Serve(Serve),
     /// Replace the running node by a new process, guests undisturbed
     ///
@@ -68,7 +68,7 @@ struct Serve {
     /// Where it keeps everything [default: the directory of this user's node]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// A UDP address to talk to peers at; may be repeated [default: any port of all addresses]
+    /// A UDP address to talk to peers at; may be repeated [default: all addresses, and the port of the last time]
     #[arg(long, visible_alias = "listen", value_name = "IP:PORT")]
     bind: Vec<SocketAddr>,
     /// Memory for decompressed chunks

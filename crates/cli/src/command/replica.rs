@@ -1,6 +1,8 @@
 //! `brant volume replicate`, `replicas` and `promote`: a second member has all of a volume, and takes over when the first one is gone.
 
-use node::api::{PromoteRequest, Replica, ReplicateRequest, Replication, ReplicationMode, ReplicationState};
+use node::api::{
+    ApiError, ErrorCode, PromoteRequest, Replica, ReplicateRequest, Replication, ReplicationMode, ReplicationState,
+};
 use types::{ByteSize, Name};
 
 use crate::context::Context;
@@ -28,8 +30,8 @@ pub(crate) struct Replicate {
     #[arg(value_name = "MEMBER", required_unless_present = "stop")]
     to: Option<Name>,
     /// Whether writes wait for the replica
-    #[arg(long, required_unless_present = "stop")]
-    mode: Option<Mode>,
+    #[arg(long, default_value = "sync")]
+    mode: Mode,
     /// A third member, which says who goes on alone when the two do not hear of each other
     #[arg(long, value_name = "MEMBER")]
     witness: Option<Name>,
@@ -37,7 +39,7 @@ pub(crate) struct Replicate {
     #[arg(long, value_name = "SIZE")]
     lag: Option<ByteSize>,
     /// Remove the replica
-    #[arg(long, conflicts_with_all = ["to", "mode", "witness", "lag"])]
+    #[arg(long, conflicts_with_all = ["to", "witness", "lag"])]
     stop: bool,
     /// Although its member cannot be told: it must never be promoted then
     #[arg(long, requires = "stop")]
@@ -47,11 +49,15 @@ pub(crate) struct Replicate {
 pub(super) async fn replicate(context: &Context, arguments: Replicate) -> Outcome {
     let (client, output) = (&context.client, context.output);
     let Replicate { volume, to, mode, witness, lag, stop: _, force } = arguments;
-    let (Some(to), Some(mode)) = (to, mode) else {
+    let Some(to) = to else {
         let shown = client.stop_replicating(volume.as_str(), force).await?;
         return output.show(&shown, |_| format!("the volume {volume} has no replica any more"));
     };
     let mode = match mode {
+        Mode::Sync if lag.is_some() => {
+            let error = ApiError::new(ErrorCode::Invalid, "a replica that writes wait for is never behind by --lag");
+            return Err(error.hint("say --mode async, or leave --lag out").into());
+        }
         Mode::Sync => ReplicationMode::Sync,
         Mode::Async => ReplicationMode::Async,
     };
@@ -119,7 +125,7 @@ pub(super) fn replicated(replication: Option<&Replication>) -> String {
         (ReplicationState::Away, ReplicationMode::Sync) => "does not answer: writes wait for it".to_owned(),
         (ReplicationState::Away, ReplicationMode::Async) => format!("does not answer{behind}"),
         (ReplicationState::Syncing, _) => "being brought up to date".to_owned(),
-        (ReplicationState::Behind, _) => "left behind: it does not answer".to_owned(),
+        (ReplicationState::Behind, _) => "not current, and not connected now: nothing waits for it".to_owned(),
     };
     let witness = replication.witness.as_ref().map(|witness| format!(", witness {witness}")).unwrap_or_default();
     format!("{} ({}{witness}), {state}", replication.to, mode(replication.mode))

@@ -29,8 +29,11 @@ fn show(status: &NodeStatus) -> String {
     for login in &status.logins {
         facts.push(("account", format!("{} at {}", login.account, login.indexer)));
     }
+    facts.push(("volumes", status.volumes.to_string()));
+    if status.replicated > 0 {
+        facts.push(("replicas", replicas(status)));
+    }
     facts.extend([
-        ("volumes", status.volumes.to_string()),
         ("buckets", status.buckets.to_string()),
         ("tasks", format!("{} running", status.running_tasks)),
         ("store", format!("{} on disk: {}", size(store.allocated_bytes), objects(store))),
@@ -46,6 +49,13 @@ fn show(status: &NodeStatus) -> String {
 pub(super) fn objects(store: &node::api::StoreStatus) -> String {
     let (plain, stored) = (size(store.plain_bytes), size(store.stored_bytes));
     format!("{} of {plain}, stored in {stored}", count(store.objects, "object"))
+}
+
+fn replicas(status: &NodeStatus) -> String {
+    match status.replicas_not_current {
+        0 => format!("{} of volumes here, all current", status.replicated),
+        behind => format!("{} of volumes here, {behind} not current; see: brant volume show VOLUME", status.replicated),
+    }
 }
 
 fn peers(swarm: &node::api::SwarmStatus) -> String {
@@ -76,6 +86,8 @@ mod tests {
                 account: "alice".to_owned(),
             }],
             volumes: 3,
+            replicated: 2,
+            replicas_not_current: 1,
             buckets: 1,
             running_tasks: 0,
             store: StoreStatus {
@@ -94,5 +106,9 @@ mod tests {
         assert!(text.contains("store      4 KiB on disk: 1 object of 64 KiB, stored in 1 KiB\n"), "{text}");
         assert!(text.contains("account    alice at 127.0.0.1:7070\n"), "{text}");
         assert!(text.contains("2 chunks refused"), "{text}");
+        assert!(
+            text.contains("replicas   2 of volumes here, 1 not current; see: brant volume show VOLUME\n"),
+            "{text}"
+        );
     }
 }

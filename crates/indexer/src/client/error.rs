@@ -73,7 +73,7 @@ impl ClientError {
             Self::Token => "a token begins with brant_; log in again with brant login",
             Self::Setup(_) => "https needs the system's CA certificates: install ca-certificates",
             Self::Unreachable { .. } | Self::Closed { .. } | Self::TimedOut { .. } => {
-                "is the Indexer running, and the URL right? It is tried again by itself; local work goes on"
+                "is the Indexer running, and the URL right? What is logged in, published or subscribed is tried again by itself"
             }
             Self::Garbage { .. } => "is this the URL of a brant Indexer? Nothing of its answer was used",
             Self::Unauthorized(error) | Self::NotFound(error) | Self::Conflict(error) | Self::Refused(error) => {

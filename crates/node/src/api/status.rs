@@ -27,6 +27,12 @@ pub struct NodeStatus {
     pub logins: Vec<Login>,
     /// How many volumes it has.
     pub volumes: u64,
+    /// How many of them have a replica.
+    #[serde(default)]
+    pub replicated: u64,
+    /// How many of those replicas cannot take over now, as they are not current.
+    #[serde(default)]
+    pub replicas_not_current: u64,
     /// How many buckets it has.
     pub buckets: u64,
     /// How many tasks run.

@@ -78,7 +78,14 @@ impl Node {
 
     /// The member that has a volume, which is not here.
     pub(super) async fn home_of(&self, volume: &Name) -> Result<(Member, u64), ApiError> {
-        self.locate(volume).await.home(volume)
+        let found = self.locate(volume).await;
+        let is_lost = matches!(found, Location::Unknown(_));
+        found.home(volume).map_err(|error| match self.cluster.replicas.kept().contains_key(volume) {
+            true if is_lost => error.hint(format!(
+                "a replica of it is here (brant volume replicas); where its home is gone for good: brant volume promote {volume}"
+            )),
+            _ => error,
+        })
     }
 }
 

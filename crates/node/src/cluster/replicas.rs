@@ -47,7 +47,7 @@ struct State {
 }
 
 impl Replicas {
-    fn kept(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Kept>>> {
+    pub(super) fn kept(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Kept>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -258,6 +258,13 @@ impl Node {
         kept.mirror.leave_behind();
     }
 
+    /// How many volumes here have a replica, and how many of those are not current.
+    pub(crate) fn count_replicas(&self) -> (u64, u64) {
+        let all = self.cluster.mirrors.all();
+        let current = all.iter().filter(|(_, kept)| kept.mirror.status().state == MirrorState::Current).count();
+        (all.len() as u64, (all.len() - current) as u64)
+    }
+
     /// How a replica of a volume is kept.
     pub(crate) fn show_replication(&self, volume: &Name) -> Option<api::Replication> {
         let kept = self.cluster.mirrors.get(volume)?;

@@ -19,6 +19,7 @@ pub(super) async fn status(State(node): State<Arc<Node>>) -> Reply<NodeStatus> {
     let store = Arc::clone(&node.store);
     let statistics = blocking(move || store.statistics().map_err(store_error)).await?;
     let swarm = node.swarm.statistics();
+    let (replicated, replicas_not_current) = node.count_replicas();
     Ok(Json(NodeStatus {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -28,6 +29,8 @@ pub(super) async fn status(State(node): State<Arc<Node>>) -> Reply<NodeStatus> {
         directory: node.options.directory.display().to_string(),
         logins: node.indexers.logins(),
         volumes: node.volumes.list().len() as u64,
+        replicated,
+        replicas_not_current,
         buckets: node.buckets.list().len() as u64,
         running_tasks: node.tasks.running() as u64,
         store: StoreStatus {
@@ -89,6 +92,13 @@ pub(super) async fn metrics(state: State<Arc<Node>>) -> Result<impl IntoResponse
         ("brant_store_healed_objects_total", "counter", "Objects fetched again from peers.", status.store.scrub.healed),
         ("brant_store_unhealed_objects", "gauge", "Damaged objects that nobody could give.", status.store.scrub.absent),
         ("brant_volumes", "gauge", "Volumes.", status.volumes),
+        ("brant_volumes_replicated", "gauge", "Volumes that have a replica.", status.replicated),
+        (
+            "brant_replicas_not_current",
+            "gauge",
+            "Replicas of volumes here that could not take over now.",
+            status.replicas_not_current,
+        ),
         ("brant_buckets", "gauge", "Buckets.", status.buckets),
         ("brant_schedules_failing", "gauge", "Schedules whose last run failed.", failing),
         ("brant_tasks_running", "gauge", "Tasks that run.", status.running_tasks),

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use format::entry::Action;
 use serde::Deserialize;
+use types::ObjectPath;
 use utoipa::IntoParams;
 
 use super::reply::{Body, Reply, name};
@@ -54,6 +55,11 @@ pub(super) async fn show(State(node): State<Arc<Node>>, Path(snapshot): Path<Str
     responses((status = 200, body = SnapshotDetail), (status = "4XX", body = ApiError)))]
 pub(super) async fn retire(State(node): State<Arc<Node>>, Path(snapshot): Path<String>) -> Reply<SnapshotDetail> {
     let resolved = node.resolve(&snapshot)?;
+    // What cannot be taken back is not done to whichever version happens to be the latest.
+    if snapshot.parse::<ObjectPath>().is_ok_and(|path| path.version.is_none()) {
+        let error = ApiError::new(ErrorCode::Invalid, format!("{snapshot} does not say which version"));
+        return Err(error.hint(format!("the latest is {}; see: brant snapshot list", resolved.path())));
+    }
     node.check_detached(&resolved.path())?;
     if resolved.snapshot.is_none() {
         return Err(ApiError::new(ErrorCode::Conflict, format!("{} is still being sealed", resolved.path()))

@@ -92,7 +92,7 @@ impl Node {
         let volume = self.find_volume(name)?;
         self.schedule_of(volume.id()).ok_or_else(|| {
             let message = format!("no snapshots of {name} are taken by themselves");
-            let hint = format!("see that there are: brant volume schedule {name} --every 1h --into BUCKET/OBJECT");
+            let hint = format!("begin with: brant volume schedule {name} --every 1h --into BUCKET/OBJECT");
             ApiError::new(ErrorCode::NotFound, message).hint(hint)
         })
     }

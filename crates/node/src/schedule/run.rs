@@ -10,7 +10,7 @@ use volume::Volume;
 
 use super::plan::{Failed, Group, Runs, Target};
 use super::{record_name, retention};
-use crate::api::{ApiError, TaskKind};
+use crate::api::ApiError;
 use crate::buckets::BucketState;
 use crate::error::blocking;
 use crate::node::Node;
@@ -29,8 +29,8 @@ const MESSAGE: &str = "scheduled";
 /// What came of looking at a group that is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ran {
-    /// A snapshot was taken.
-    Taken,
+    /// A snapshot was taken, with this version.
+    Taken(u64),
     /// Nothing was written since the last one.
     Unchanged,
     /// It has been changed since it was looked at; it is looked at again.
@@ -92,7 +92,9 @@ impl Node {
                 (Arc::clone(self), Arc::clone(&bucket), target.1.clone(), group.clone());
             ran = Some(blocking(move || node.take_scheduled(&taking, object, &group, now_ms)).await?);
         }
-        self.seal_scheduled(&bucket, &target.1).await?;
+        if let Some(Ran::Taken(version)) = ran {
+            self.start_sealing(&bucket, &target.1, version).await?;
+        }
         if let Some(keep) = group.keep {
             self.withdraw(&bucket, &target.1, keep).await?;
         }
@@ -146,7 +148,7 @@ impl Node {
         after(version).into_iter().for_each(|(id, record)| changing.note(id, record));
         drop(changing);
         self.settings_went_on(group.volumes.keys().copied());
-        Ok(Ran::Taken)
+        Ok(Ran::Taken(version))
     }
 
     /// Whether all volumes of a group have the same last snapshot, and it is still there.
@@ -156,21 +158,6 @@ impl Node {
         versions.all(|other| other == Some(version))
             && self.versions.find(bucket.id, object, version).is_some_and(|record| record.scheduled == Some(true))
             && bucket.history().log.version(object, version).is_none_or(|found| !found.retired)
-    }
-
-    /// Seals the scheduled snapshots of an object that are not: the one that was just taken, and those whose sealing failed or could not
-    /// begin.
-    async fn seal_scheduled(self: &Arc<Self>, bucket: &Arc<BucketState>, object: &Name) -> Result<(), ApiError> {
-        let scheduled = self.versions.scheduled(bucket.id, object).into_iter();
-        let unsealed = scheduled.filter(|scheduled| !scheduled.sealed);
-        for version in unsealed.map(|scheduled| scheduled.version) {
-            if self.tasks.find_running(TaskKind::Seal, &format!("{}/{object}@{version}", bucket.name())).is_some() {
-                continue;
-            }
-            self.index_bucket(bucket).await?;
-            self.start_sealing(bucket, object.clone(), version).await?;
-        }
-        Ok(())
     }
 
     /// Withdraws the scheduled snapshots of an object that no rule keeps. One that is attached, that a peer reads, or that is not sealed

@@ -66,7 +66,7 @@ impl Members {
     /// # Errors
     /// When something does not start.
     pub fn start_c(&self) -> Result<Node> {
-        let c = self.site.start_at("c", 2)?;
+        let c = self.site.start_c()?;
         self.site.acquaint([("a", 0, &self.a), ("c", 2, &c)])?;
         self.site.acquaint([("b", 1, &self.b), ("c", 2, &c)])?;
         Ok(c)
@@ -102,6 +102,14 @@ impl Site {
             at.brant(&["cluster", "add", name, &endpoint(other)?, &self.addresses[place].to_string()])?;
         }
         Ok(())
+    }
+
+    /// Starts C, also after it was killed.
+    ///
+    /// # Errors
+    /// When it does not become ready.
+    pub fn start_c(&self) -> Result<Node> {
+        self.start_at("c", 2)
     }
 
     /// Starts B, also after it was killed.

@@ -339,3 +339,63 @@ fn a_volume_that_is_taken_keeps_its_replica_and_what_cannot_be_is_refused() -> R
     members.b.brant(&["volume", "remove", "vm"])?;
     Ok(())
 }
+
+#[test]
+fn a_replica_takes_over_although_a_member_remembers_an_earlier_move_to_it() -> Result<()> {
+    let members = Members::new()?;
+    let c = members.start_c()?;
+    members.a.brant(&["volume", "create", "vm", "--size", "16MiB"])?;
+    members.b.brant(&["volume", "take", "vm"])?;
+    c.brant(&["volume", "take", "vm"])?;
+    c.brant(&["volume", "replicate", "vm", "b"])?;
+    wait_for_state(&c, "vm", "current")?;
+    let ledger = Ledger::start(&attach(&c, "vm")?, 0);
+    ledger.goes_on(100)?;
+    c.kill()?;
+    let answered = ledger.ended()?;
+    let taken = members.b.try_brant(&["volume", "take", "vm"])?.failed_with(7)?;
+    ensure!(taken.stderr.contains("brant volume promote vm"), "{}", taken.stderr);
+    members.b.brant(&["volume", "promote", "vm"])?;
+    let come = come_to(&attach(&members.b, "vm")?)?;
+    ensure!(come == answered || come == answered + 1, "{come} of {answered}");
+    Ok(())
+}
+
+#[test]
+fn a_replica_that_has_taken_over_is_not_ended_by_its_old_home() -> Result<()> {
+    if !can_have_islands_or_skip() {
+        return Ok(());
+    }
+    let members = Members::on_islands()?;
+    replicated(&members, &["--mode", "sync"])?;
+    let islands = members.site.islands.as_ref().context("islands")?;
+    islands.cut(A)?;
+    members.b.brant(&["volume", "promote", "vm"])?;
+    islands.mend(A)?;
+    // Whether it has heard of it by now or not.
+    let stopped = members.a.try_brant(&["volume", "replicate", "vm", "--stop"])?;
+    ensure!(stopped.code != 0, "{}", stopped.stdout);
+    wait::until("the old home has let the volume go", || Ok((!has(&members.a, "vm")?).then_some(())))?;
+    ensure!(has(&members.b, "vm")?);
+    Ok(())
+}
+
+#[test]
+fn a_new_volume_is_not_taken_for_an_earlier_one_of_its_name() -> Result<()> {
+    let members = Members::new()?;
+    let c = members.start_c()?;
+    let terms = ["--mode", "sync", "--witness", "c"];
+    replicated(&members, &terms)?;
+    members.b.brant(&["volume", "take", "vm"])?;
+    wait_for_state(&members.b, "vm", "current")?;
+    members.b.brant(&["volume", "replicate", "vm", "--stop"])?;
+    members.b.brant(&["volume", "remove", "vm"])?;
+    // The witness and the others remember a volume of that name, in a later epoch than its first.
+    replicated(&members, &terms)?;
+    let ledger = Ledger::start(&attach(&members.a, "vm")?, 0);
+    ledger.goes_on(100)?;
+    ensure!(has(&members.a, "vm")? && !has(&members.b, "vm")? && !has(&c, "vm")?);
+    let come = ledger.end();
+    ensure!(come_to(&attach(&members.a, "vm")?)? == come);
+    Ok(())
+}

@@ -181,3 +181,30 @@ fn a_volume_that_is_removed_while_it_arrives_is_gone_everywhere() -> Result<()> 
     ensure!(has(&members.a, "vm")?, "its name is free");
     Ok(())
 }
+
+#[test]
+fn what_a_member_remembers_of_an_earlier_move_is_not_taken_for_the_volume() -> Result<()> {
+    let members = Members::new()?;
+    let c = members.start_c()?;
+    let block = |uri: &str| read_disk(uri).map(|disk| disk.0[..4096].to_vec());
+    members.a.brant(&["volume", "create", "vm", "--size", "16MiB"])?;
+    write_disk(&attach(&members.a, "vm")?, 0, &[1; 4096])?;
+    members.a.brant(&["detach", "vm"])?;
+    // A remembers that it has given the volume to B, and B that it has given it to C.
+    members.b.brant(&["volume", "take", "vm"])?;
+    c.brant(&["volume", "take", "vm"])?;
+    let uri = attach(&members.b, "vm")?;
+    write_disk(&uri, 0, &[2; 4096])?;
+    c.kill()?;
+    std::thread::scope(|scope| -> Result<()> {
+        let reading = scope.spawn(|| block(&uri));
+        members.b.try_brant(&["volume", "take", "vm"])?.failed_with(7)?;
+        // Longer than it takes to look for the volume by itself.
+        std::thread::sleep(Duration::from_secs(5));
+        let waits = !has(&members.b, "vm")? && !reading.is_finished();
+        let _c = members.site.start_c()?;
+        let read = reading.join().map_err(|_| anyhow::anyhow!("the reader died"))??;
+        ensure!(waits && read == [2; 4096], "what it was is not what it is");
+        Ok(())
+    })
+}

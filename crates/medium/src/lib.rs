@@ -144,6 +144,16 @@ pub trait Medium: Send + Sync + Debug {
     /// # Errors
     /// The system's; the old content is in place then, or the new one is and is not known to be durable.
     fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<Arc<dyn File>> {
+        let file = self.write_beside(path, bytes)?;
+        self.put_in_place(path)?;
+        Ok(file)
+    }
+
+    /// Writes what is to replace a file's content into `PATH.new`, durably, and returns that file.
+    ///
+    /// # Errors
+    /// The system's; nothing has changed then.
+    fn write_beside(&self, path: &Path, bytes: &[u8]) -> io::Result<Arc<dyn File>> {
         let temporary = path.with_extension("new");
         let write = || -> io::Result<Arc<dyn File>> {
             let file = self.open(&temporary, Open::Replace)?;
@@ -151,10 +161,16 @@ pub trait Medium: Send + Sync + Debug {
             file.sync_data()?;
             Ok(file)
         };
-        let file = write().inspect_err(|_| drop(self.remove(&temporary)))?;
-        self.rename(&temporary, path)?;
-        self.sync_directory(path.parent().unwrap_or(Path::new(".")))?;
-        Ok(file)
+        write().inspect_err(|_| drop(self.remove(&temporary)))
+    }
+
+    /// Puts `PATH.new` in a file's place, durably.
+    ///
+    /// # Errors
+    /// The system's; then it is in place or not, and nobody knows whether that is durable.
+    fn put_in_place(&self, path: &Path) -> io::Result<()> {
+        self.rename(&path.with_extension("new"), path)?;
+        self.sync_directory(path.parent().unwrap_or(Path::new(".")))
     }
 }
 

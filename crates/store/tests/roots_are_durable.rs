@@ -6,6 +6,8 @@ use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
+use medium::Simulated;
+use medium::simulated::{Fault, Operation};
 use store::{ChunkStore, LocalOptions, LocalStore, RootChange, StoreError};
 use tempfile::TempDir;
 
@@ -88,6 +90,29 @@ fn an_outdated_log_is_written_anew_and_says_the_same() {
     let store = open(directory.path()).unwrap();
     assert_eq!(state(&store), before);
     assert_eq!(store.roots().get("large"), Some(vec![39; 100_000]));
+}
+
+#[test]
+fn nothing_is_written_to_a_log_that_has_lost_its_name() {
+    for operation in [Operation::SyncDirectory, Operation::Rename, Operation::Write, Operation::Sync, Operation::Open] {
+        let medium = Simulated::new(1);
+        let open =
+            |medium: &Simulated| LocalStore::open_on(medium.shared(), "/store", LocalOptions::default()).unwrap();
+        let store = open(&medium);
+        // As long as it can be without being shortened.
+        for round in 0..11_u8 {
+            store.roots().apply(vec![set("large", &[round; 100_000])]).unwrap();
+        }
+        medium.fail(Fault { operation: Some(operation), after: 0, lasting: false });
+        let applied = store.roots().apply(vec![set("small", b"acknowledged")]).is_ok();
+        assert_eq!(medium.mend(), [operation].into(), "the log is shortened");
+        let again = store.roots().apply(vec![set("later", b"acknowledged too")]);
+        assert!(again.is_ok(), "{operation:?}: {again:?}");
+        drop(store);
+        let store = open(&medium.kill());
+        let found = |name: &str| store.roots().get(name).is_some();
+        assert!((found("small") || !applied) && found("later") && found("large"), "{operation:?}, applied: {applied}");
+    }
 }
 
 #[test]

@@ -264,6 +264,10 @@ enum Seen {
 
 /// Reads a node, and, where chunks are wanted, finds which of its chunks are here. Blocking.
 fn look(nodes: &Nodes, shape: Shape, (position, id): Pending, chunks: bool) -> Result<Seen, SwarmError> {
+    // What is found present stays for whoever holds the store; what is only read may be collected meanwhile.
+    if !nodes.store().contains(&id.into(), nodes.domains())? {
+        return Ok(Seen::Absent);
+    }
     let Some(node) = nodes.read_node(&id)? else { return Ok(Seen::Absent) };
     shape.check(position, &node).map_err(SwarmError::Tree)?;
     Ok(match position.level.checked_sub(1) {

@@ -32,15 +32,16 @@ impl Volumes {
     /// A name that is taken, a disk that is not there or is larger than the size, a size that cannot be, journals that
     /// cannot be made durable, or a store that fails.
     pub fn clone_disk(&self, name: &Name, of: CloneOf, size_bytes: Option<u64>) -> Result<Arc<Volume>, VolumeError> {
-        self.clone_with(name, of, size_bytes, Vec::new())
+        self.clone_with(name, of, size_bytes, Some(self.context.options.clock.now_ms()), Vec::new())
     }
 
-    /// As [`clone_disk`](Self::clone_disk), with other changes of the roots in the same step.
+    /// As [`clone_disk`](Self::clone_disk), with other changes of the roots in the same step; `born_ms` is as in [`Volume::born_ms`].
     pub(crate) fn clone_with(
         &self,
         name: &Name,
         of: CloneOf,
         size_bytes: Option<u64>,
+        born_ms: Option<u64>,
         further: Vec<RootChange>,
     ) -> Result<Arc<Volume>, VolumeError> {
         if let CloneOf::Volume(volume) = &of {
@@ -70,6 +71,6 @@ impl Volumes {
             }
             under.size_bytes = wanted_bytes;
         }
-        self.add(&changing, name, &under, further)
+        self.add(&changing, name, &under, born_ms, further)
     }
 }

@@ -136,7 +136,10 @@ impl Volumes {
             let writer = deleted.writer.lock();
             (writer.open.clone(), writer.next_sequence)
         };
-        let volume = Volume::new(id, name.clone(), Stack::clone(&deleted.cell.stack()), open, next_sequence);
+        // Whoever knew it as it was before it was deleted knows another one.
+        let born_ms = Some(self.context.options.clock.now_ms());
+        let stack = Stack::clone(&deleted.cell.stack());
+        let volume = Volume::new(id, name.clone(), stack, (open, next_sequence), born_ms);
         self.context.store.roots().apply(vec![volume.record(&volume.cell.stack())])?;
         *volume.history.lock() = deleted.history.lock().take();
         let mut registry = self.registry.write();

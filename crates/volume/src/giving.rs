@@ -23,7 +23,7 @@ impl Volumes {
     /// # Errors
     /// A name that is taken, a size that cannot be, or a store that fails; then nothing has changed.
     pub fn adopt(&self, name: &Name, base: TreeBase, further: Vec<RootChange>) -> Result<Arc<Volume>, VolumeError> {
-        self.clone_with(name, CloneOf::Tree(base), None, further)
+        self.clone_with(name, CloneOf::Tree(base), None, None, further)
     }
 
     /// Deletes a volume so that it can be taken back, and makes other changes of the roots in the same step: if it is still what

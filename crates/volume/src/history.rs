@@ -372,7 +372,14 @@ impl Volumes {
             }
         };
         open.journal.sync()?;
-        self.add_over(&changing, name, &under, (open, next_sequence), changes)
+        self.add_over(
+            &changing,
+            name,
+            &under,
+            (open, next_sequence),
+            Some(self.context.options.clock.now_ms()),
+            changes,
+        )
     }
 
     /// Ends a volume's open layer, unless nobody has written to it.

@@ -101,3 +101,67 @@ impl Volume {
         Told(number.map(|number| (observer, number)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use store::{MemoryStore, NoSource};
+
+    use super::*;
+    use crate::{BlockDevice as _, VolumeOptions, Volumes};
+
+    /// One that lets everything be answered.
+    #[derive(Debug)]
+    struct Anybody;
+
+    impl Observer for Anybody {
+        fn admit(&self, _: u64) -> Result<(), DeviceError> {
+            Ok(())
+        }
+
+        fn changed(&self, _: Change<'_>, _: Durability) -> u64 {
+            0
+        }
+
+        fn settled(&self, _: u64) -> Result<(), DeviceError> {
+            Ok(())
+        }
+
+        fn abandon(&self, _: bool) {}
+    }
+
+    #[test]
+    fn observers_come_and_go_while_a_volume_is_written_and_flushed() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemoryStore::new());
+        let volumes = Volumes::open(directory.path(), store, Arc::new(NoSource), VolumeOptions::default()).unwrap();
+        let volume = volumes.create(&"a".parse().unwrap(), 1 << 20).unwrap();
+        let (ended, all) = mpsc::channel();
+        let over = Arc::new(AtomicBool::new(false));
+        let run = |work: Box<dyn Fn(&Volume) + Send>| {
+            let (volume, over, ended) = (volume.clone(), over.clone(), ended.clone());
+            std::thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    work(&volume);
+                }
+                ended.send(()).unwrap();
+            });
+        };
+        for _ in 0..3 {
+            run(Box::new(|volume| volume.write(0, &[7; 512], Durability::Process).unwrap()));
+            run(Box::new(|volume| volume.flush().unwrap()));
+        }
+        run(Box::new(|volume| {
+            volume.observe(Some(Arc::new(Anybody)));
+            volume.observe(None);
+        }));
+        std::thread::sleep(Duration::from_millis(500));
+        over.store(true, Ordering::Relaxed);
+        for _ in 0..7 {
+            all.recv_timeout(Duration::from_secs(30)).expect("nobody waits for ever");
+        }
+    }
+}

@@ -158,6 +158,9 @@ pub(crate) struct VolumeRecord {
     /// When and why it was deleted; it is kept for a while, so that it can be taken back.
     #[n(3)]
     pub(crate) deleted: Option<DeletedRecord>,
+    /// When it was made here, in milliseconds since 1970.
+    #[n(4)]
+    pub(crate) born_ms: Option<u64>,
 }
 
 /// That a volume was deleted.
@@ -385,7 +388,7 @@ mod tests {
 
     /// The bytes of a version, for ever.
     fn golden(version: u8, deleted: Option<DeletedRecord>) {
-        let volume = VolumeRecord { version, name: "web-1".parse().unwrap(), stack: stack(), deleted };
+        let volume = VolumeRecord { version, name: "web-1".parse().unwrap(), stack: stack(), deleted, born_ms: None };
         let frozen = FrozenRecord { version, stack: stack() };
         let end = Some(JournalEnd { bytes: 640, sequence: 9, torn_bytes: 64 });
         let layer = FileLayerRecord { version, secret: [7; 32], first_sequence: 4, end };

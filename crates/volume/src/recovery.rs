@@ -49,7 +49,7 @@ pub(crate) fn recover(context: &Arc<Context>) -> Result<Registry, VolumeError> {
     let mut registry = Registry::default();
     for (id, name, record) in volumes {
         let (stack, open, next) = layers.volume_stack(id, &name, &record, &mut past)?;
-        let volume = Volume::new(id, record.name.clone(), stack, open, next);
+        let volume = Volume::new(id, record.name.clone(), stack, (open, next), record.born_ms);
         if let Some(deleted) = record.deleted {
             volume.mark_deleted(deleted);
             registry.deleted.insert(id, volume);

@@ -49,7 +49,8 @@ impl Volumes {
         let before = Stack::clone(&volume.cell.stack());
         let before_pause = before.with_layers(before.layers[1..].to_vec());
         let name = volume.name().clone();
-        let kept = Volume::new(VolumeId(random()?), name, before, writer.open.clone(), writer.next_sequence);
+        let appended = (writer.open.clone(), writer.next_sequence);
+        let kept = Volume::new(VolumeId(random()?), name, before, appended, volume.born_ms());
         let (open, mut changes) = self.begin_journal(writer.open.journal.secret())?;
         let layers = std::iter::once(&open).chain(&under.layers).cloned().collect();
         let next = under.with_layers(layers);

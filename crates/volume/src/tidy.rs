@@ -226,10 +226,15 @@ impl Volumes {
             let pair = stack.layers.windows(2).find(|pair| self.is_one(&pair[0], &pair[1])).map(<[_]>::to_vec);
             let Some(pair) = pair else { return Ok(()) };
             let made = self.while_tidying(&pair[0].journal, |_| {
+                // Whoever froze or sealed while this one waited may have separated them, and given the segments of the lower one up.
+                // From here on nobody can, and nobody is in the middle of freezing them.
+                if !self.is_one_now(&self.changes.lock(), &pair[0], &pair[1]) {
+                    return Ok(false);
+                }
                 // What is entered says nothing new to whoever reads both.
                 pair[0].absorb_below(&pair[1]);
                 let changing = self.changes.lock();
-                let is_one = self.is_one(&pair[0], &pair[1]);
+                let is_one = self.is_one_now(&changing, &pair[0], &pair[1]);
                 if is_one {
                     self.make_one(&changing, &pair[0], &pair[1])?;
                 }
@@ -239,6 +244,11 @@ impl Volumes {
                 return Ok(());
             }
         }
+    }
+
+    /// The same, while nobody changes what volumes consist of.
+    fn is_one_now(&self, _: &MutexGuard<'_, ()>, upper: &Layer, lower: &Layer) -> bool {
+        self.is_one(upper, lower)
     }
 
     /// Whether every disk that has one of two layers has the other right below or above it, and nobody seals it.

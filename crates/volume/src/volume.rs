@@ -39,6 +39,8 @@ pub struct Volume {
     pub(crate) deleted: RwLock<Option<DeletedRecord>>,
     /// What is kept of its past, where it is protected.
     pub(crate) history: Mutex<Option<History>>,
+    /// When it was made here, in milliseconds since 1970; nothing where it was made elsewhere, or before that was recorded.
+    born_ms: Option<u64>,
     /// Who is told of every change.
     pub(crate) observer: RwLock<Option<Arc<dyn Observer>>>,
 }
@@ -77,7 +79,13 @@ pub struct Position {
 
 impl Volume {
     /// Makes a volume of a stack whose first layer is the open one.
-    pub(crate) fn new(id: VolumeId, name: Name, stack: Stack, open: Arc<Layer>, next_sequence: u64) -> Arc<Self> {
+    pub(crate) fn new(
+        id: VolumeId,
+        name: Name,
+        stack: Stack,
+        (open, next_sequence): (Arc<Layer>, u64),
+        born_ms: Option<u64>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             id,
             name,
@@ -88,6 +96,7 @@ impl Volume {
             folding: Arc::default(),
             deleted: RwLock::default(),
             history: Mutex::default(),
+            born_ms,
             observer: RwLock::default(),
         })
     }
@@ -102,6 +111,13 @@ impl Volume {
     #[must_use]
     pub fn name(&self) -> &Name {
         &self.name
+    }
+
+    /// When it was made, cloned or taken back here, in milliseconds since 1970; nothing where it came from elsewhere ([`Volumes::adopt`],
+    /// [`Volumes::rename`]), or before that was recorded.
+    #[must_use]
+    pub fn born_ms(&self) -> Option<u64> {
+        self.born_ms
     }
 
     /// The tree under the layers.
@@ -199,8 +215,13 @@ impl Volume {
 
     /// The record of this volume with a stack, as a deleted one or not.
     pub(crate) fn record_as(&self, stack: &Stack, deleted: Option<DeletedRecord>) -> RootChange {
-        let record =
-            VolumeRecord { version: records::VERSION, name: self.name.clone(), stack: stack.record(), deleted };
+        let record = VolumeRecord {
+            version: records::VERSION,
+            name: self.name.clone(),
+            stack: stack.record(),
+            deleted,
+            born_ms: self.born_ms,
+        };
         records::put(records::volume_name(self.id), &record)
     }
 
@@ -368,16 +389,17 @@ impl BlockDevice for Volume {
     fn flush(&self) -> Result<(), DeviceError> {
         // Frozen layers were made durable when they were frozen.
         let stack = self.cell.open()?;
-        let told = match self.observer.read().is_some() {
-            true => self.tell(&self.writer.lock(), [Change::Flush], Durability::Power),
-            false => Told::NOBODY,
-        };
+        // Not held while the writer is waited for: whoever has that may wait for it.
+        let is_observed = self.observer.read().is_some();
+        let told =
+            if is_observed { self.tell(&self.writer.lock(), [Change::Flush], Durability::Power) } else { Told::NOBODY };
         stack.layers.first().map_or(Ok(()), |open| open.journal.sync())?;
         told.settle()
     }
 
     fn abandon(&self) {
-        if let Some(observer) = &*self.observer.read() {
+        let observer = self.observer.read().clone();
+        if let Some(observer) = observer {
             observer.abandon(false);
         }
     }

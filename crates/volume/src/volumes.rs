@@ -242,6 +242,7 @@ impl Volumes {
         changing: &MutexGuard<'_, ()>,
         name: &Name,
         under: &Stack,
+        born_ms: Option<u64>,
         further: Vec<RootChange>,
     ) -> Result<Arc<Volume>, VolumeError> {
         if !is_disk_size(under.size_bytes) {
@@ -251,7 +252,7 @@ impl Volumes {
         under.record().check(name.as_str())?;
         let (open, mut changes) = self.begin_journal(Secret(random()?))?;
         changes.extend(further);
-        self.add_over(changing, name, under, (open, 1), changes)
+        self.add_over(changing, name, under, (open, 1), born_ms, changes)
     }
 
     /// Makes a volume of a disk, an open layer over it with the next sequence number, and the records of that.
@@ -261,12 +262,13 @@ impl Volumes {
         name: &Name,
         under: &Stack,
         (open, next_sequence): (Arc<Layer>, u64),
+        born_ms: Option<u64>,
         mut changes: Vec<RootChange>,
     ) -> Result<Arc<Volume>, VolumeError> {
         let mut layers = vec![open.clone()];
         layers.extend(under.layers.iter().cloned());
         let stack = under.with_layers(layers);
-        let volume = Volume::new(VolumeId(random()?), name.clone(), stack, open, next_sequence);
+        let volume = Volume::new(VolumeId(random()?), name.clone(), stack, (open, next_sequence), born_ms);
         changes.push(volume.record(&volume.cell.stack()));
         self.context.store.roots().apply(changes)?;
         self.registry.write().volumes.insert(name.clone(), volume.clone());
@@ -363,7 +365,8 @@ impl Volumes {
         let mut writer = volume.writer.lock();
         writer.open.journal.sync()?;
         let stack = Stack::clone(&volume.cell.stack());
-        let renamed = Volume::new(volume.id(), name.clone(), stack, writer.open.clone(), writer.next_sequence);
+        let appended = (writer.open.clone(), writer.next_sequence);
+        let renamed = Volume::new(volume.id(), name.clone(), stack, appended, None);
         let mut changes = further;
         changes.push(renamed.record(&renamed.cell.stack()));
         self.context.store.roots().apply(changes)?;

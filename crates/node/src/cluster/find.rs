@@ -7,7 +7,7 @@ use cluster::message::{Reply, Request};
 use cluster::{AskError, Members};
 use futures_util::future::{BoxFuture, join_all};
 use swarm::transport::{Connection, TransportError};
-use types::Name;
+use types::{EndpointId, Name};
 
 use super::home::api_error;
 use super::moves::Member;
@@ -47,7 +47,7 @@ impl Node {
         for (member, answer) in answers {
             match answer {
                 Ok(Reply::Here { size_bytes, epoch }) => here.push((epoch, member, size_bytes)),
-                Ok(Reply::Elsewhere { home, epoch }) => elsewhere.push((epoch, home, member)),
+                Ok(Reply::Elsewhere { home, epoch }) => elsewhere.push((epoch, home, Some(member))),
                 Ok(Reply::Absent) => {}
                 Err(AskError::Refused(refusal)) if api_error(refusal.clone()).code == ErrorCode::Conflict => {
                     taking.push(member.endpoint);
@@ -55,6 +55,8 @@ impl Node {
                 Ok(_) | Err(_) => silent.push(member.name.to_string()),
             }
         }
+        // What this node knows itself: a member that was asked may remember an earlier move only.
+        elsewhere.extend(self.last_known(volume).map(|(home, epoch)| (epoch, home, None)));
         here.sort_by_key(|(epoch, ..)| *epoch);
         if here.len() > 1 {
             tracing::error!(%volume, "several members have a volume of this name: the one that was given latest counts");
@@ -63,7 +65,7 @@ impl Node {
             return Location::At { home, size_bytes };
         }
         match elsewhere.into_iter().max_by_key(|(epoch, ..)| *epoch) {
-            Some((_, home, from)) if home == self.swarm.endpoint() => Location::Mine { from },
+            Some((_, home, Some(from))) if home == self.swarm.endpoint() => Location::Mine { from },
             // It was given, and whoever got it has not yet begun with it.
             Some((_, home, _)) if taking.contains(&home) => {
                 Location::Unknown(format!("it is about to arrive at {}", self.cluster.moves.name_of(home)))
@@ -74,6 +76,13 @@ impl Node {
             _ if silent.is_empty() => Location::Nowhere,
             _ => Location::Unknown(format!("it may be at {}, which does not answer", silent.join(" or "))),
         }
+    }
+
+    /// The member that a volume was at when this node last heard of it, and the epoch.
+    pub(super) fn last_known(&self, volume: &Name) -> Option<(EndpointId, u64)> {
+        let given = self.given_record(volume).ok().flatten().map(|given| (given.to, given.epoch));
+        let followed = self.cluster.replicas.get(volume).map(|kept| kept.record()).map(|kept| (kept.home, kept.epoch));
+        given.into_iter().chain(followed).max_by_key(|(_, epoch)| *epoch)
     }
 
     /// The member that has a volume, which is not here.

@@ -52,8 +52,11 @@ fn record_error(error: &crate::record::RecordError) -> ApiError {
 }
 
 impl Node {
-    /// The record of a volume that came from elsewhere.
+    /// The record of a volume that came from elsewhere. One that was left by an earlier volume of the name does not count.
     pub(super) fn home_record(&self, volume: &Name) -> Result<Option<HomeRecord>, ApiError> {
+        if self.volumes.get(volume).is_some_and(|volume| volume.born_ms().is_some()) {
+            return Ok(None);
+        }
         HomeRecord::read(&*self.store, format!("{HOME}{volume}")).map_err(|error| record_error(&error))
     }
 
@@ -111,6 +114,8 @@ impl Node {
         let _place = self.cluster.giving.enter(name)?;
         let volume = self.find_volume(name)?;
         self.check_arrived(name)?;
+        // Until a record refers to what is stored.
+        let _hold = self.store.hold();
         let (frozen, content) = self.make_offer(&volume, to).await?;
         let offered = offered(&content);
         let (node, name) = (Arc::clone(self), name.clone());
@@ -124,14 +129,13 @@ impl Node {
         Ok(offered)
     }
 
-    /// Freezes and seals a volume, and makes a manifest of it. The record names the frozen disk until it is let go.
+    /// Freezes and seals a volume, and makes a manifest of it, which nothing refers to yet. The record names the frozen disk until it is let
+    /// go.
     async fn make_offer(
         self: &Arc<Self>,
         volume: &Arc<Volume>,
         to: EndpointId,
     ) -> Result<(FrozenId, ContentRecord), ApiError> {
-        // Until a record refers to what is stored.
-        let hold = self.store.hold();
         let (node, freezing) = (Arc::clone(self), Arc::clone(volume));
         let frozen = blocking(move || {
             let key = format!("{OFFER}{}", freezing.name());
@@ -150,7 +154,6 @@ impl Node {
         let sealed = self.volumes.seal(frozen, &Progress::default()).await.map_err(volume_error)?;
         let (node, name) = (Arc::clone(self), volume.name().clone());
         let content = blocking(move || node.store_manifest(name, &sealed)).await?;
-        drop(hold);
         Ok((frozen, content))
     }
 
@@ -217,6 +220,8 @@ impl Node {
         replicate: Option<Replicate>,
     ) -> Result<Given, ApiError> {
         let name = volume.name();
+        // Until a record refers to what is stored.
+        let _hold = self.store.hold();
         for _ in 0..TRIES {
             let (frozen, content) = self.make_offer(volume, to).await?;
             let (node, giving) = (Arc::clone(self), Arc::clone(volume));
@@ -244,8 +249,8 @@ impl Node {
             self.forget_offer(name.as_str(), Some(frozen))?;
             return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is attached again")));
         }
-        let (epoch, since) = self.home_record(name)?.map_or((0, None), |home| (home.epoch, home.since));
-        let epoch = epoch + 1;
+        let epoch = self.epoch_of(name)? + 1;
+        let since = self.home_record(name)?.and_then(|home| home.since);
         let (labels, protection) = (self.labels.of(volume.id()), self.settings_of(volume).protection);
         let mut schedules = self.schedules.change();
         let (schedule, at_ms) = (schedules.of(volume.id()), now_ms());

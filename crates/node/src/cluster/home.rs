@@ -8,9 +8,11 @@ use futures_util::future::BoxFuture;
 use types::{EndpointId, Name};
 use volume::BlockDevice as _;
 
+use super::records::{TAKING, TakingRecord};
 use crate::api::{ApiError, ErrorCode, TaskKind};
 use crate::error::blocking;
 use crate::node::Node;
+use crate::record::Record as _;
 
 /// Where Linux says what it is called until it is started again (proc_sys_kernel(5)).
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -41,8 +43,8 @@ impl Home for NodeHome {
     fn open(&self, volume: &Name) -> Result<Opened, Refusal> {
         let node = self.node()?;
         let device = node.find_volume(volume).map_err(refusal)?;
-        let home = node.home_record(volume).map_err(refusal)?;
-        let (epoch, since) = home.map_or((0, None), |home| (home.epoch, home.since));
+        let epoch = node.epoch_of(volume).map_err(refusal)?;
+        let since = node.home_record(volume).map_err(refusal)?.and_then(|home| home.since);
         Ok(Opened { device, epoch, since: since.unwrap_or(0) })
     }
 
@@ -76,11 +78,11 @@ impl Node {
             }
             Request::Outdate { volume, epoch } => {
                 let node = Arc::clone(self);
-                blocking(move || node.outdate_replica(member, &volume, epoch)).await.map(|()| Reply::Settled)
+                blocking(move || node.outdate_replica(member, &volume, epoch)).await
             }
             Request::Dismiss { volume, epoch } => {
                 let node = Arc::clone(self);
-                blocking(move || node.dismiss_replica(member, &volume, epoch)).await.map(|()| Reply::Settled)
+                blocking(move || node.dismiss_replica(member, &volume, epoch)).await
             }
             Request::Witness { volume, epoch, replica, testimony } => {
                 self.witness(member, volume, epoch, replica, testimony).await
@@ -91,11 +93,22 @@ impl Node {
         }
     }
 
+    /// Whether a volume that is not here may have been given to this node already: it is being taken, or was when the node last stopped.
+    fn is_taking(&self, volume: &Name) -> Result<bool, ApiError> {
+        if self.tasks.find_running(TaskKind::Take, volume.as_str()).is_some() {
+            return Ok(true);
+        }
+        let damaged = |error: crate::record::RecordError| ApiError::from_error(ErrorCode::Damaged, &error);
+        let meant = TakingRecord::read(&*self.store, format!("{TAKING}{volume}")).map_err(damaged)?;
+        // Who has given it away since has it no more.
+        Ok(meant.is_some() && self.given_record(volume)?.is_none())
+    }
+
     fn tell_where(&self, volume: &Name) -> Result<Reply, ApiError> {
         // Looked at first: it ends after the volume is here.
-        let taken = self.tasks.find_running(TaskKind::Take, volume.as_str()).is_some();
+        let taken = self.is_taking(volume)?;
         if let Some(found) = self.volumes.get(volume).filter(|_| !self.cluster.replicas.holds(volume)) {
-            let epoch = self.home_record(volume)?.map_or(0, |home| home.epoch);
+            let epoch = self.epoch_of(volume)?;
             return Ok(Reply::Here { size_bytes: found.size_bytes(), epoch });
         }
         if taken {

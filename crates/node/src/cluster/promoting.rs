@@ -55,9 +55,11 @@ impl Node {
                 .hint("what is lost is lost; a snapshot of it may be somewhere: brant snapshot list"));
         };
         let home = self.cluster.moves.name_of(record.home);
-        let mut doubts = self.doubts(name, record, &home).await?;
+        let (mut doubts, heard) = self.doubts(name, record, &home).await?;
+        // Later than any that somebody may have begun.
+        let epoch = record.epoch.max(heard) + 1;
         if doubts.is_empty() || accept_loss {
-            self.claim(name, record, accept_loss, &mut doubts).await?;
+            self.claim(name, (record, epoch), accept_loss, &mut doubts).await?;
         }
         if !doubts.is_empty() && !accept_loss {
             return Err(ApiError::new(
@@ -67,14 +69,15 @@ impl Node {
             .hint(format!("bring {home} back; or, if that may be lost: brant volume promote {name} --accept-loss")));
         }
         let lossless = doubts.is_empty() && record.terms.sync;
-        self.become_home(name, &copy, record, lossless).await?;
+        self.become_home(name, &copy, (record, epoch), lossless).await?;
         tracing::warn!(volume = %name, %home, lossless, "a replica has taken over");
         let volume = self.find_volume(name)?;
         Ok(api::Promoted { volume: self.show_volume(&volume), lossless })
     }
 
-    /// Why something that was answered could be lost; an error where somebody else has the volume.
-    async fn doubts(&self, name: &Name, record: &ReplicaRecord, home: &str) -> Result<Vec<String>, ApiError> {
+    /// Why something that was answered could be lost, and the latest epoch that the home knows of; an error where somebody else has the
+    /// volume.
+    async fn doubts(&self, name: &Name, record: &ReplicaRecord, home: &str) -> Result<(Vec<String>, u64), ApiError> {
         let question = Request::Find { volume: name.clone() };
         let asking = self.cluster.peers.ask(record.home, &question, ANSWER);
         let (location, asked) = tokio::join!(self.locate(name), asking);
@@ -90,6 +93,7 @@ impl Node {
             Location::Nowhere | Location::Unknown(_) => {}
         }
         let mut doubts = Vec::new();
+        let heard = if let Ok(Reply::Elsewhere { epoch, .. }) = asked { epoch } else { 0 };
         if let Ok(Reply::Absent | Reply::Elsewhere { .. }) = asked {
             doubts.push(format!("{home} answers, and does not have it any more"));
         }
@@ -102,19 +106,19 @@ impl Node {
         if !record.terms.sync && record.terms.witness.is_none() {
             doubts.push(format!("it follows {home} without being waited for, and there is no witness"));
         }
-        Ok(doubts)
+        Ok((doubts, heard))
     }
 
     /// Has the witness, where there is one, record that this node takes over.
     async fn claim(
         &self,
         name: &Name,
-        record: &ReplicaRecord,
+        (record, epoch): (&ReplicaRecord, u64),
         accept_loss: bool,
         doubts: &mut Vec<String>,
     ) -> Result<(), ApiError> {
         let Some(witness) = record.terms.witness else { return Ok(()) };
-        let (epoch, mine) = (record.epoch + 1, self.swarm.endpoint());
+        let mine = self.swarm.endpoint();
         let ask = async |testimony| self.ask_witness(witness, name, epoch, mine, testimony).await;
         let mut reply = if doubts.is_empty() { Some(ask(Testimony::Claim).await) } else { None };
         let refused = match &reply {
@@ -145,10 +149,9 @@ impl Node {
         self: &Arc<Self>,
         name: &Name,
         copy: &Arc<Volume>,
-        record: &ReplicaRecord,
+        (record, epoch): (&ReplicaRecord, u64),
         lossless: bool,
     ) -> Result<(), ApiError> {
-        let epoch = record.epoch + 1;
         let since = if lossless { None } else { Some(epoch) };
         let replicate = ReplicateRecord::new(record.home, record.terms, false);
         let further = vec![

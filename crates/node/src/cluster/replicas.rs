@@ -331,11 +331,22 @@ impl Node {
         sealed.map(drop)
     }
 
-    /// Records that a replica is left behind, as its home says. Blocks.
-    pub(super) fn outdate_replica(&self, member: EndpointId, name: &Name, epoch: u64) -> Result<(), ApiError> {
+    /// Where a volume is in a later epoch than one, as far as this node knows: whoever believes to be its home is not any more.
+    fn later_home(&self, name: &Name, epoch: u64) -> Result<Option<Reply>, ApiError> {
+        let is_here = self.volumes.get(name).is_some() && !self.cluster.replicas.holds(name);
+        let here = if is_here { Some((self.swarm.endpoint(), self.epoch_of(name)?)) } else { None };
+        let given = self.given_record(name)?.map(|given| (given.to, given.epoch));
+        let latest = here.into_iter().chain(given).max_by_key(|(_, epoch)| *epoch);
+        Ok(latest.filter(|(_, later)| *later > epoch).map(|(home, epoch)| Reply::Elsewhere { home, epoch }))
+    }
+
+    /// Records that a replica is left behind, as its home says; or says who the home is by now. Blocks.
+    pub(super) fn outdate_replica(&self, member: EndpointId, name: &Name, epoch: u64) -> Result<Reply, ApiError> {
         match self.cluster.replicas.get(name) {
-            Some(kept) if self.is_of(&kept, member, epoch) => kept.change(|record| record.current = false),
-            _ => Ok(()),
+            Some(kept) if self.is_of(&kept, member, epoch) => {
+                kept.change(|record| record.current = false).map(|()| Reply::Settled)
+            }
+            _ => Ok(self.later_home(name, epoch)?.unwrap_or(Reply::Settled)),
         }
     }
 
@@ -344,11 +355,11 @@ impl Node {
         record.home == member && record.epoch <= epoch
     }
 
-    /// Lets a replica go, as its home says. Blocks.
-    pub(super) fn dismiss_replica(&self, member: EndpointId, name: &Name, epoch: u64) -> Result<(), ApiError> {
+    /// Lets a replica go, as its home says; or says who the home is by now. Blocks.
+    pub(super) fn dismiss_replica(&self, member: EndpointId, name: &Name, epoch: u64) -> Result<Reply, ApiError> {
         match self.cluster.replicas.get(name) {
-            Some(kept) if self.is_of(&kept, member, epoch) => self.drop_replica(name),
-            _ => Ok(()),
+            Some(kept) if self.is_of(&kept, member, epoch) => self.drop_replica(name).map(|()| Reply::Settled),
+            _ => Ok(self.later_home(name, epoch)?.unwrap_or(Reply::Settled)),
         }
     }
 

@@ -191,9 +191,13 @@ impl MirrorHost for MirrorOf {
 }
 
 impl Node {
-    /// How often a volume was given that is here.
-    pub(super) fn epoch_of(&self, volume: &Name) -> Result<u64, ApiError> {
-        Ok(self.home_record(volume)?.map_or(0, |home| home.epoch))
+    /// The epoch of a volume that is here: it grows each time the volume is given or taken over. It begins with the time at which the volume
+    /// was made, so that what is remembered anywhere of an earlier volume of the name is never later.
+    pub(super) fn epoch_of(&self, name: &Name) -> Result<u64, ApiError> {
+        if let Some(born_ms) = self.volumes.get(name).and_then(|volume| volume.born_ms()) {
+            return Ok(born_ms);
+        }
+        Ok(self.home_record(name)?.map_or(0, |home| home.epoch))
     }
 
     /// Has a witness record something of a replica.
@@ -236,10 +240,11 @@ impl Node {
         let (name, stop) = (volume.name().clone(), CancellationToken::new());
         let mirror = Mirror::begin(volume, terms, current, left.map(StandingRecord::standing));
         volume.observe(Some(Arc::<Mirror>::clone(&mirror)));
-        self.cluster
-            .mirrors
-            .kept()
-            .insert(name.clone(), Kept { mirror: Arc::clone(&mirror), to, terms, stop: stop.clone() });
+        let kept = Kept { mirror: Arc::clone(&mirror), to, terms, stop: stop.clone() };
+        if let Some(before) = self.cluster.mirrors.kept().insert(name.clone(), kept) {
+            // Nobody is to hear of two.
+            before.stop.cancel();
+        }
         let host = MirrorOf { node: Arc::downgrade(self), volume: name, to, terms };
         self.spawn(async move {
             tokio::select! {
@@ -358,11 +363,18 @@ impl Node {
     }
 
     /// Has the replica, or else the witness, record that what follows is answered without it. One that is not current need not be told.
-    async fn tell_replica(&self, name: &Name, kept: &Kept, request: Request) -> Result<(), ApiError> {
+    async fn tell_replica(self: &Arc<Self>, name: &Name, kept: &Kept, request: Request) -> Result<(), ApiError> {
         let reply = self.cluster.peers.ask(kept.to, &request, ANSWER).await;
         let member = self.cluster.moves.name_of(kept.to);
         let error = match reply {
             Ok(Reply::Settled) => return Ok(()),
+            // It was taken over meanwhile: nothing may be answered without it.
+            Ok(Reply::Elsewhere { home, epoch }) if epoch > self.epoch_of(name)? => {
+                self.step_down(name, home, epoch).await?;
+                let home = self.cluster.moves.name_of(home);
+                return Err(ApiError::new(ErrorCode::Conflict, format!("{home} has taken {name} over"))
+                    .hint(format!("use it there, or have it here: brant volume take {name}")));
+            }
             Ok(_) => ApiError::new(ErrorCode::Unreachable, format!("{member} answered something else than was asked")),
             Err(error) => {
                 ApiError::new(ErrorCode::Unreachable, format!("{member}, which keeps the replica of {name}: {error}"))
@@ -407,6 +419,9 @@ impl Node {
 
     /// Lets a volume go that another member has taken over. What was written here and is not there is kept with the deleted volume.
     pub(super) async fn step_down(self: &Arc<Self>, name: &Name, home: EndpointId, epoch: u64) -> Result<(), ApiError> {
+        if home == self.swarm.endpoint() {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is said to be here, and is")));
+        }
         if epoch <= self.epoch_of(name)? {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is in a later epoch here")));
         }

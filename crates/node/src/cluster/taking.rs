@@ -69,6 +69,10 @@ impl Node {
         for task in tasks {
             match task.subject.parse::<Name>().ok().filter(|name| unfinished.remove(name)) {
                 None => self.tasks.interrupted(task).await?,
+                // Whoever uses it here has begun it anew.
+                Some(name) if self.tasks.find_running(TaskKind::Take, name.as_str()).is_some() => {
+                    self.tasks.interrupted(task).await?;
+                }
                 Some(name) => {
                     let node = Arc::clone(self);
                     self.tasks.resume(task, |progress| async move { node.take(&name, progress).await });
@@ -240,6 +244,12 @@ impl Node {
 
     /// Makes a volume of what was given. Blocks.
     fn adopt(self: &Arc<Self>, name: &Name, from: EndpointId, given: Given) -> Result<Arc<Volume>, ApiError> {
+        if let Some((home, epoch)) = self.last_known(name).filter(|(_, epoch)| *epoch >= given.epoch) {
+            // What is known here to be later must not be lost for it.
+            let (from, home) = (self.cluster.moves.name_of(from), self.cluster.moves.name_of(home));
+            let message = format!("{from} gives {name} as it was; it has been at {home} since (epoch {epoch})");
+            return Err(ApiError::new(ErrorCode::Conflict, message));
+        }
         let base = self.arriving_base(name, &given.content)?;
         let origin = given.origin.map(|place| OriginRecord { snapshot: place.snapshot, disk: place.disk });
         let snapshot = given.content.snapshot;

@@ -106,14 +106,18 @@ impl Core {
         }
         // Nobody puts one of them meanwhile.
         let _writer = self.lock_writer();
-        let mut removed = Totals::default();
-        let mut keys = Vec::with_capacity(found.len());
-        for (key, entry) in found.iter().filter(|(key, _)| self.pending.get(key).is_none()) {
-            removed.add(entry);
-            keys.push(*key);
+        // Also of what was put anew meanwhile and is not committed: the index must not name a pack that is on its way out.
+        let keys: Vec<Key> = found.iter().map(|(key, _)| *key).collect();
+        let (mut left, mut removed) = (Totals::default(), Totals::default());
+        for (key, entry) in found {
+            left.add(entry);
+            // Who put it anew has counted this one no more.
+            if self.pending.get(key).is_none() {
+                removed.add(entry);
+            }
         }
         let mut totals = committed.totals;
-        totals.subtract_all(&removed);
+        totals.subtract_all(&left);
         let state = State { store_tag: store_tag(&self.packs), checkpoint: committed.checkpoint, totals };
         self.with_index(|index| index.remove(&keys, &state)).map_err(index_error(&self.directory.path))?;
         committed.totals = totals;
@@ -143,6 +147,7 @@ impl Core {
 
 #[cfg(test)]
 mod tests {
+    use super::{Entry, Key};
     use crate::conformance::{chunk_key, collect, live_tree, put_tree, sample};
     use crate::{ChunkStore, Domain, LocalOptions, LocalStore};
 
@@ -170,5 +175,24 @@ mod tests {
             let directory = tempfile::tempdir().unwrap();
             assert_eq!(left_of(live_disks, directory.path()), u64::from(live_disks) * 9);
         }
+    }
+
+    #[test]
+    fn what_is_put_anew_and_not_committed_leaves_the_index_too() {
+        let directory = tempfile::tempdir().unwrap();
+        let store =
+            LocalStore::open(directory.path(), LocalOptions { hot_bytes: 0, ..LocalOptions::default() }).unwrap();
+        let core = &store.core;
+        let plain = sample(1, 1000);
+        let key: Key = chunk_key(&plain);
+        store.put(&key, Domain::OWN, &plain).unwrap();
+        store.commit().unwrap();
+        let dead: Entry = core.find(&key).unwrap().unwrap();
+        // As whoever puts it finds it while its pack is condemned.
+        let anew = Entry { place: dead.place + 4096, ..dead.clone() };
+        core.pending.enter(key, Some(&dead), anew);
+        core.remove_entries(&mut core.lock_committed(), dead.pack, &[(key, dead.place)]).unwrap();
+        assert!(core.with_index(|index| index.get(&key)).unwrap().is_none(), "a crash now must not find its old place");
+        assert_eq!((core.lock_committed().totals.objects, core.pending.totals().objects), (0, 1));
     }
 }

@@ -121,11 +121,14 @@ impl RootsLog {
             return Ok(());
         }
         let mut log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        if log.suspect {
-            self.rewrite(&mut log)?;
-        } else if log.end > SMALL_LOG_BYTES.max(OUTDATED_FACTOR * log.live_bytes)
+        let is_outdated = log.end > SMALL_LOG_BYTES.max(OUTDATED_FACTOR * log.live_bytes);
+        if (log.suspect || is_outdated)
             && let Err(error) = self.rewrite(&mut log)
         {
+            // What is appended to a file that has lost its name is lost.
+            if log.suspect {
+                return Err(error);
+            }
             tracing::warn!(%error, log = %self.path.display(), "roots log could not be shortened");
         }
         let transaction = Transaction { sequence: log.sequence + 1, changes };
@@ -169,7 +172,11 @@ impl RootsLog {
         }
         sequence += 1;
         bytes.extend(Transaction { sequence, changes }.encode(&secret));
-        log.file = self.medium.replace(&self.path, &bytes).map_err(failed("write anew", &self.path))?;
+        let file = self.medium.write_beside(&self.path, &bytes).map_err(failed("write anew", &self.path))?;
+        // From here on nobody knows which of the two has the name, until that is durable.
+        log.suspect = true;
+        self.medium.put_in_place(&self.path).map_err(failed("write anew", &self.path))?;
+        log.file = file;
         (log.secret, log.sequence, log.end, log.suspect) = (secret, sequence, bytes.len() as u64, false);
         Ok(())
     }

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use store::{Domain, MemoryStore};
+use store::conformance::ListedRoots;
+use store::{ChunkStore as _, CollectOptions, Domain, MemoryStore};
 use types::Progress;
 
 use crate::world::{Node, TestDisk, World, secret, within};
@@ -142,4 +143,19 @@ async fn what_may_be_claimed_here_is_not_fetched() {
     assert!(disk.is_whole(&*node.store, Domain::PUBLIC));
     assert_eq!(publisher.swarm.statistics().total.served_bulk.objects, absent);
     assert_eq!((progress.done_bytes(), progress.moved_bytes()), (disk.chunk_bytes(), absent << 16));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_found_here_stays_for_whoever_holds_the_store() {
+    let world = World::new();
+    let disk = TestDisk::new(600, 0..500, 9);
+    let store = Arc::new(MemoryStore::new());
+    // Left by a run before, and nothing refers to it.
+    disk.put_all(&*store, Domain::PUBLIC);
+    let node = Node::start(&world, secret(), store.clone()).await;
+    let hold = store.hold();
+    within(node.swarm.hydrate(&disk.tree(Domain::PUBLIC), &Progress::default())).await.unwrap();
+    store.collect(&ListedRoots(Vec::new()), &CollectOptions::default(), &Progress::default()).unwrap();
+    assert!(disk.is_whole(&*store, Domain::PUBLIC), "the nodes as well as the chunks");
+    drop(hold);
 }

@@ -74,7 +74,8 @@ fn a_protected_volume_of_version_1_goes_on_with_its_past() {
     let first: [Write; 3] = [(0, Some(1), 1000), (5, Some(2), 1100), (6, Some(3), 1200)];
     let second: [Write; 3] = [(5, None, 2000), (6, Some(4), 2100), (40, Some(5), 3000)];
     let name: Name = "old".parse().unwrap();
-    let volume = VolumeRecord { version: 2, name: name.clone(), stack: stack(&[open, old]), deleted: None };
+    let volume =
+        VolumeRecord { version: 2, name: name.clone(), stack: stack(&[open, old]), deleted: None, born_ms: None };
     let protection = ProtectionRecord { version: 2, for_ms: 1 << 40, since_ms: 500, space_bytes: None };
     let history =
         HistoryRecord { version: 2, before: stack(&[]), from_ms: 500, to_ms: 1500, bytes: 3 * 576, layer: Some(old) };

@@ -392,10 +392,11 @@ fn a_new_volume_is_not_taken_for_an_earlier_one_of_its_name() -> Result<()> {
     members.b.brant(&["volume", "remove", "vm"])?;
     // The witness and the others remember a volume of that name, in a later epoch than its first.
     replicated(&members, &terms)?;
-    let ledger = Ledger::start(&attach(&members.a, "vm")?, 0);
+    let uri = attach(&members.a, "vm")?;
+    let ledger = Ledger::start(&uri, 0);
     ledger.goes_on(100)?;
     ensure!(has(&members.a, "vm")? && !has(&members.b, "vm")? && !has(&c, "vm")?);
     let come = ledger.end();
-    ensure!(come_to(&attach(&members.a, "vm")?)? == come);
+    ensure!(come_to(&uri)? == come);
     Ok(())
 }

@@ -87,7 +87,11 @@ impl Node {
 
     /// The member that has a volume, which is not here.
     pub(super) async fn home_of(&self, volume: &Name) -> Result<(Member, u64), ApiError> {
-        let found = self.locate(volume).await;
+        self.home_at(self.locate(volume).await, volume)
+    }
+
+    /// The member that has a volume, or why none is known, and what can be done where a replica is here.
+    pub(super) fn home_at(&self, found: Location, volume: &Name) -> Result<(Member, u64), ApiError> {
         let is_lost = matches!(found, Location::Unknown(_));
         found.home(volume).map_err(|error| match self.cluster.replicas.kept().contains_key(volume) {
             true if is_lost => error.hint(format!(

@@ -55,7 +55,7 @@ impl Node {
         if self.volumes.get(name).is_none() {
             match self.locate(name).await {
                 Location::Mine { .. } => {}
-                location => drop(location.home(name)?),
+                location => drop(self.home_at(location, name)?),
             }
         }
         let (node, taking) = (Arc::clone(self), name.clone());

@@ -170,6 +170,12 @@ impl Line {
         self.entries.is_empty()
     }
 
+    /// The number of the oldest change that the replica does not have.
+    pub(crate) fn oldest_waiting(&self) -> Option<u64> {
+        let number = self.applied + 1;
+        self.entry(number).map(|_| number)
+    }
+
     /// Since when the oldest change waits that the replica does not have.
     pub(crate) fn waiting_since(&self) -> Option<Instant> {
         self.entry(self.applied + 1).map(|entry| entry.at)

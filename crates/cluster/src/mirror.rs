@@ -44,6 +44,9 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)]
 /// How long a replica that is current may be away before it is asked whether the volume may go on without it.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A member that is connected and makes none of the changes that it was told of for so long counts as away: its disk hangs.
+const STALLED: Duration = Duration::from_secs(30);
+
 /// What a mirror needs of its node.
 pub trait MirrorHost: Send + Sync + Debug {
     /// Connects to the member.
@@ -145,6 +148,8 @@ enum MirrorError {
     Unexpected,
     #[error("it does not answer")]
     TimedOut,
+    #[error("it makes no change any more")]
+    Stalled,
     #[error("what is recorded of it cannot be read or changed: {0}")]
     Record(String),
     #[error("it does not stand where it was left")]
@@ -257,7 +262,8 @@ impl Mirror {
             }
             let since = *lost.get_or_insert_with(Instant::now);
             let current = self.state().current;
-            if current && since.elapsed() >= PATIENCE && host.outdate().await {
+            let is_lost = matches!(error, MirrorError::Stalled) || since.elapsed() >= PATIENCE;
+            if current && is_lost && host.outdate().await {
                 match host.set_current(false).await {
                     Ok(()) => {
                         tracing::warn!(volume = %self.volume, "the volume goes on without its replica");
@@ -320,6 +326,21 @@ impl Mirror {
         tokio::select! {
             ended = self.tell(&mut *send) => ended,
             ended = self.hear(host, &mut *receive) => ended,
+            () = self.stalls() => Err(MirrorError::Stalled),
+        }
+    }
+
+    /// Waits until the replica has made no headway for long, although there is something to make.
+    async fn stalls(&self) {
+        let mut seen = (None, tokio::time::Instant::now());
+        loop {
+            tokio::time::sleep(STALLED / 10).await;
+            let oldest = self.state().line.as_ref().and_then(Line::oldest_waiting);
+            if oldest.is_none() || oldest != seen.0 {
+                seen = (oldest, tokio::time::Instant::now());
+            } else if seen.1.elapsed() >= STALLED {
+                return;
+            }
         }
     }
 
@@ -487,4 +508,38 @@ fn rand_line() -> Result<u64, MirrorError> {
     let mut bytes = [0; 8];
     getrandom::fill(&mut bytes).map_err(|error| MirrorError::Record(error.to_string()))?;
     Ok(u64::from_le_bytes(bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mirror() -> Arc<Mirror> {
+        let mirror = Mirror::new("vm".parse().unwrap(), Terms { sync: true, witness: None, lag_bytes: 1 << 20 }, true);
+        mirror.state().line = Some(Line::new(1, 0));
+        mirror
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_who_has_something_to_do_and_does_nothing_of_it_stalls() {
+        let mirror = mirror();
+        let stalls = async || timeout(2 * STALLED, mirror.stalls()).await.is_ok();
+        assert!(!stalls().await, "nothing is to be done");
+        let first = mirror.changed(Change::Flush, Durability::Power);
+        assert!(stalls().await);
+        // It does one after the other, slowly.
+        let last = (0..10).map(|_| mirror.changed(Change::Flush, Durability::Power)).max().unwrap();
+        let sent = mirror.state().line.as_mut().unwrap().take_unsent(SEND_BYTES).len();
+        assert_eq!(sent, 11);
+        let slowly = async {
+            for number in first..last {
+                tokio::time::sleep(STALLED / 2).await;
+                assert!(mirror.state().line.as_mut().unwrap().applied(number));
+            }
+        };
+        tokio::select! {
+            () = mirror.stalls() => panic!("it goes on"),
+            () = slowly => {}
+        }
+    }
 }

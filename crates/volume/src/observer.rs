@@ -139,7 +139,7 @@ mod tests {
         let store = Arc::new(MemoryStore::new());
         let volumes = Volumes::open(directory.path(), store, Arc::new(NoSource), VolumeOptions::default()).unwrap();
         let volume = volumes.create(&"a".parse().unwrap(), 1 << 20).unwrap();
-        let (ended, all) = mpsc::channel();
+        let (ended, all) = mpsc::sync_channel(7);
         let over = Arc::new(AtomicBool::new(false));
         let run = |work: Box<dyn Fn(&Volume) + Send>| {
             let (volume, over, ended) = (volume.clone(), over.clone(), ended.clone());

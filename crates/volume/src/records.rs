@@ -386,6 +386,15 @@ mod tests {
         assert!(std::fs::read(&golden).unwrap() == bytes, "the encoding in {name} has changed");
     }
 
+    #[test]
+    fn golden_of_when_a_volume_was_made() {
+        let (name, version) = ("web-1".parse().unwrap(), VERSION);
+        let volume = VolumeRecord { version, name, stack: stack(), deleted: None, born_ms: Some(1_790_000_000_000) };
+        let bytes = to_canonical(&volume);
+        assert_eq!(decode::<VolumeRecord>("volume/x", &bytes).unwrap(), volume);
+        check_golden("volume-born.cbor", &bytes);
+    }
+
     /// The bytes of a version, for ever.
     fn golden(version: u8, deleted: Option<DeletedRecord>) {
         let volume = VolumeRecord { version, name: "web-1".parse().unwrap(), stack: stack(), deleted, born_ms: None };

@@ -10,7 +10,7 @@ use volume::{TreeBase, Volume};
 
 use super::find::Location;
 use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord, REPLICATE};
-use crate::api::{ApiError, ErrorCode};
+use crate::api::{ApiError, ErrorCode, TaskKind};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
 use crate::record::{DiskRecord, OriginRecord, Record, SnapshotRecord};
@@ -67,6 +67,10 @@ impl Node {
 
     /// An error where a volume of this name was given away and is still there: there must not be two.
     pub(crate) async fn check_not_given(self: &Arc<Self>, name: &Name) -> Result<(), ApiError> {
+        if self.tasks.find_running(TaskKind::Take, name.as_str()).is_some() {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("the volume {name} is being taken by this node"))
+                .hint("choose another name, or see: brant task list"));
+        }
         let Some(given) = self.given_record(name)? else { return Ok(()) };
         let to = self.cluster.moves.name_of(given.to);
         match self.locate(name).await {

@@ -98,10 +98,14 @@ impl Node {
         if self.tasks.find_running(TaskKind::Take, volume.as_str()).is_some() {
             return Ok(true);
         }
-        let damaged = |error: crate::record::RecordError| ApiError::from_error(ErrorCode::Damaged, &error);
-        let meant = TakingRecord::read(&*self.store, format!("{TAKING}{volume}")).map_err(damaged)?;
         // Who has given it away since has it no more.
-        Ok(meant.is_some() && self.given_record(volume)?.is_none())
+        Ok(self.means_to_take(volume)? && self.given_record(volume)?.is_none())
+    }
+
+    /// Whether it is recorded that a volume is to be taken.
+    pub(super) fn means_to_take(&self, volume: &Name) -> Result<bool, ApiError> {
+        let damaged = |error: crate::record::RecordError| ApiError::from_error(ErrorCode::Damaged, &error);
+        Ok(TakingRecord::read(&*self.store, format!("{TAKING}{volume}")).map_err(damaged)?.is_some())
     }
 
     fn tell_where(&self, volume: &Name) -> Result<Reply, ApiError> {

@@ -55,9 +55,7 @@ impl Node {
                 .hint("what is lost is lost; a snapshot of it may be somewhere: brant snapshot list"));
         };
         let home = self.cluster.moves.name_of(record.home);
-        let (mut doubts, heard) = self.doubts(name, record, &home).await?;
-        // Later than any that somebody may have begun.
-        let epoch = record.epoch.max(heard) + 1;
+        let (mut doubts, epoch) = self.doubts(name, record, &home).await?;
         if doubts.is_empty() || accept_loss {
             self.claim(name, (record, epoch), accept_loss, &mut doubts).await?;
         }
@@ -75,8 +73,7 @@ impl Node {
         Ok(api::Promoted { volume: self.show_volume(&volume), lossless })
     }
 
-    /// Why something that was answered could be lost, and the latest epoch that the home knows of; an error where somebody else has the
-    /// volume.
+    /// Why something that was answered could be lost, and the epoch to begin; an error where somebody else has the volume.
     async fn doubts(&self, name: &Name, record: &ReplicaRecord, home: &str) -> Result<(Vec<String>, u64), ApiError> {
         let question = Request::Find { volume: name.clone() };
         let asking = self.cluster.peers.ask(record.home, &question, ANSWER);
@@ -86,16 +83,25 @@ impl Node {
                 return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is at {}, which answers", home.name))
                     .hint(format!("have it here: brant volume take {name}")));
             }
-            Location::Mine { .. } => {
+            // Otherwise its home has heard that this node takes over, which was not done to its end.
+            Location::Mine { .. } if self.means_to_take(name)? => {
                 return Err(ApiError::new(ErrorCode::Conflict, format!("{name} was given to this node"))
                     .hint(format!("go on with: brant volume take {name}")));
             }
-            Location::Nowhere | Location::Unknown(_) => {}
+            Location::Mine { .. } | Location::Nowhere | Location::Unknown(_) => {}
         }
         let mut doubts = Vec::new();
-        let heard = if let Ok(Reply::Elsewhere { epoch, .. }) = asked { epoch } else { 0 };
-        if let Ok(Reply::Absent | Reply::Elsewhere { .. }) = asked {
-            doubts.push(format!("{home} answers, and does not have it any more"));
+        let mut epoch = record.epoch + 1;
+        match asked {
+            // The epoch that was begun with then.
+            Ok(Reply::Elsewhere { home, epoch: begun }) if home == self.swarm.endpoint() => epoch = epoch.max(begun),
+            Ok(Reply::Elsewhere { epoch: later, .. }) => {
+                // Later than any that somebody may have begun.
+                epoch = epoch.max(later + 1);
+                doubts.push(format!("{home} answers, and does not have it any more"));
+            }
+            Ok(Reply::Absent) => doubts.push(format!("{home} answers, and does not have it any more")),
+            _ => {}
         }
         if !record.current {
             doubts.push(format!("this replica was behind when {home} was last heard"));
@@ -106,7 +112,7 @@ impl Node {
         if !record.terms.sync && record.terms.witness.is_none() {
             doubts.push(format!("it follows {home} without being waited for, and there is no witness"));
         }
-        Ok((doubts, heard))
+        Ok((doubts, epoch))
     }
 
     /// Has the witness, where there is one, record that this node takes over.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use cluster::message::{Given, Offered, Replicate, Reply, Request};
 use store::{Domain, Origin};
 use tokio::time::timeout;
-use types::{EndpointId, Name, Progress};
+use types::{EndpointId, Name, Progress, SnapshotId};
 use volume::{TreeBase, Volume};
 
 use super::asked;
@@ -265,7 +265,12 @@ impl Node {
         further.extend(replicate.map(|record| record.change(format!("{REPLICATE}{name}"))));
         self.drop_replica(name)?;
         let volume = match self.volumes.get(name) {
-            Some(volume) => volume,
+            // It was begun with before. Anything else of the name has come in between.
+            Some(volume) if self.is_arriving(name, snapshot)? => volume,
+            Some(_) => {
+                let message = format!("a volume {name} was made here while another one of that name was taken");
+                return Err(ApiError::new(ErrorCode::Conflict, message).hint("remove it, or give it another name"));
+            }
             None => self.volumes.adopt(name, base, further).map_err(volume_error)?,
         };
         self.cluster.moves.give(name, None);
@@ -275,6 +280,12 @@ impl Node {
             self.begin_mirror(&volume, record);
         }
         Ok(volume)
+    }
+
+    /// Whether a volume that is here is what was given as a snapshot.
+    fn is_arriving(&self, name: &Name, snapshot: SnapshotId) -> Result<bool, ApiError> {
+        let arriving = self.home_record(name)?.and_then(|home| home.arriving);
+        Ok(arriving.is_some_and(|arriving| arriving.snapshot == snapshot))
     }
 
     /// Says in the record of an attachment that its volume is here. Blocks.

@@ -5,9 +5,9 @@ use anyhow::{Context as _, Result, ensure};
 use e2e::islands::can_have_islands_or_skip;
 use e2e::ledger::{Ledger, come_to};
 use e2e::members::has;
-use e2e::{Load, Members, attach};
+use e2e::{Load, Members, attach, read_disk, write_disk};
 use serde_json::Value;
-use testkit::{Node, wait};
+use testkit::{Disk, Node, wait};
 
 const A: usize = 0;
 const B: usize = 1;
@@ -398,5 +398,24 @@ fn a_new_volume_is_not_taken_for_an_earlier_one_of_its_name() -> Result<()> {
     ensure!(has(&members.a, "vm")? && !has(&members.b, "vm")? && !has(&c, "vm")?);
     let come = ledger.end();
     ensure!(come_to(&uri)? == come);
+    Ok(())
+}
+
+#[test]
+fn two_members_fetch_a_volume_at_once() -> Result<()> {
+    let members = Members::new()?;
+    let c = members.start_c()?;
+    members.a.brant(&["volume", "create", "vm", "--size", "64MiB"])?;
+    let disk = Disk::random(7, 64 << 20);
+    write_disk(&attach(&members.a, "vm")?, 0, &disk.0)?;
+    members.a.brant(&["detach", "vm"])?;
+    std::thread::scope(|scope| -> Result<()> {
+        let taking = scope.spawn(|| members.b.brant(&["volume", "take", "vm"]));
+        members.a.brant(&["volume", "replicate", "vm", "c"])?;
+        taking.join().map_err(|_| anyhow::anyhow!("who takes died"))?.map(drop)
+    })?;
+    wait_for_state(&members.b, "vm", "current")?;
+    ensure!(c.json(&["volume", "replicas"])?[0]["home"] == "b");
+    ensure!(read_disk(&attach(&members.b, "vm")?)?.0 == disk.0);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The side of the member that keeps a replica: changes are made in the order in which the home made them.
 
 use std::fmt::Debug;
+use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -140,11 +141,17 @@ async fn prepare(
     let applied = position.applied.filter(|_| resumed);
     message::send(send, &Reply::Replica { resumed, applied }).await?;
     if !resumed {
-        if let Err(refusal) = replica.prefetch().await {
+        let mut next = pin!(message::receive::<Request>(receive));
+        let prefetched = tokio::select! {
+            prefetched = replica.prefetch() => prefetched,
+            // The home says nothing meanwhile: it has gone, and nobody needs what is fetched.
+            early = &mut next => return Err(early.err().map_or(ServiceError::Replica, Into::into)),
+        };
+        if let Err(refusal) = prefetched {
             return Ok(Err(refusal));
         }
         message::send(send, &Reply::Prefetched).await?;
-        let Request::Begin { line } = message::receive::<Request>(receive).await? else {
+        let Request::Begin { line } = next.await? else {
             return Err(ServiceError::Replica);
         };
         if let Err(refusal) = replica.begin(line).await {

@@ -113,8 +113,8 @@ impl Volume {
         &self.name
     }
 
-    /// When it was made, cloned or taken back here, in milliseconds since 1970; nothing where it came from elsewhere ([`Volumes::adopt`],
-    /// [`Volumes::rename`]), or before that was recorded.
+    /// When it was made, cloned or taken back here, in milliseconds since 1970; nothing where it came from elsewhere
+    /// ([`adopt`](crate::Volumes::adopt), [`rename`](crate::Volumes::rename)), or before that was recorded.
     #[must_use]
     pub fn born_ms(&self) -> Option<u64> {
         self.born_ms

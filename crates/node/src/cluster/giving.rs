@@ -9,7 +9,7 @@ use types::{EndpointId, FrozenId, Name, Progress};
 use volume::{TreeBase, Volume};
 
 use super::find::Location;
-use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord, REPLICATE};
+use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord, REPLICATE, offer_name};
 use crate::api::{ApiError, ErrorCode, TaskKind};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
@@ -17,6 +17,9 @@ use crate::record::{DiskRecord, OriginRecord, Record, SnapshotRecord};
 use crate::snapshots::volume_error;
 use crate::task::now_ms;
 use crate::version::store_manifest;
+
+/// How long an offer is kept at least, in milliseconds: a day. Longer ones go at a start of the node.
+const OFFERED_MS: u64 = 24 * 3_600_000;
 
 /// How often it is tried to find a moment in which nobody writes.
 const TRIES: usize = 3;
@@ -89,31 +92,34 @@ impl Node {
         }
     }
 
-    /// Lets go of the frozen disks of offers that were not finished when the node stopped.
+    /// Lets go of offers that were not finished when the node stopped, and of those that nobody can need any more.
     pub(super) async fn drop_unfinished_offers(self: &Arc<Self>) -> Result<(), ApiError> {
         let node = Arc::clone(self);
         blocking(move || {
             let offers = OfferRecord::read_all(&*node.store, OFFER).map_err(|error| record_error(&error))?;
-            for (volume, offer) in offers {
-                let Some(frozen) = offer.frozen else { continue };
-                node.forget_offer(&volume, Some(frozen))?;
+            let outdated = now_ms().saturating_sub(OFFERED_MS);
+            for (place, offer) in offers {
+                // Those that say no member are of a version before this one.
+                if offer.frozen.is_some() || offer.at_ms < outdated || !place.contains('/') {
+                    node.forget_offer(format!("{OFFER}{place}"), offer.frozen)?;
+                }
             }
-            Ok(())
+            node.cluster.moves.read(&*node.store).map_err(|error| record_error(&error))
         })
         .await
     }
 
     /// Lets go of an offer. Blocks.
-    fn forget_offer(&self, volume: &str, frozen: Option<FrozenId>) -> Result<(), ApiError> {
+    fn forget_offer(&self, name: String, frozen: Option<FrozenId>) -> Result<(), ApiError> {
         if let Some(frozen) = frozen
             && self.volumes.frozen(frozen).is_some()
         {
             self.volumes.forget_frozen(frozen).map_err(volume_error)?;
         }
-        self.store.roots().apply(vec![(format!("{OFFER}{volume}"), None)]).map_err(store_error)
+        self.store.roots().apply(vec![(name, None)]).map_err(store_error)
     }
 
-    /// Makes a snapshot of a volume that one member may fetch, in place of the one before.
+    /// Makes a snapshot of a volume that one member may fetch, in place of the one that it had before.
     pub(super) async fn offer(self: &Arc<Self>, to: EndpointId, name: &Name) -> Result<Offered, ApiError> {
         let _place = self.cluster.giving.enter(name)?;
         let volume = self.find_volume(name)?;
@@ -125,8 +131,8 @@ impl Node {
         let (node, name) = (Arc::clone(self), name.clone());
         blocking(move || {
             let record = OfferRecord { to, frozen: None, content: Some(content.clone()), at_ms: now_ms() };
-            record.write(&*node.store, format!("{OFFER}{name}")).map_err(store_error)?;
-            node.cluster.moves.offer(&name, Some((to, content)));
+            record.write(&*node.store, offer_name(&name, to)).map_err(store_error)?;
+            node.cluster.moves.offer(&name, to, Some(content));
             node.volumes.forget_frozen(frozen).map_err(volume_error)
         })
         .await?;
@@ -142,10 +148,10 @@ impl Node {
     ) -> Result<(FrozenId, ContentRecord), ApiError> {
         let (node, freezing) = (Arc::clone(self), Arc::clone(volume));
         let frozen = blocking(move || {
-            let key = format!("{OFFER}{}", freezing.name());
+            let key = offer_name(freezing.name(), to);
             let before = OfferRecord::read(&*node.store, key.clone()).map_err(|error| record_error(&error))?;
             if let Some(frozen) = before.and_then(|offer| offer.frozen) {
-                node.forget_offer(freezing.name().as_str(), Some(frozen))?;
+                node.forget_offer(key.clone(), Some(frozen))?;
             }
             let record = |ids: &[FrozenId]| {
                 let offer = OfferRecord { to, frozen: ids.first().copied(), content: None, at_ms: now_ms() };
@@ -250,7 +256,7 @@ impl Node {
         let name = volume.name();
         // Somebody may have attached it since it was looked for.
         if self.attachments.find(name.as_str()).is_some() {
-            self.forget_offer(name.as_str(), Some(frozen))?;
+            self.forget_offer(offer_name(name, to), Some(frozen))?;
             return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is attached again")));
         }
         let epoch = self.epoch_of(name)? + 1;
@@ -272,7 +278,8 @@ impl Node {
         };
         let mut further = vec![
             given.change(format!("{GIVEN}{name}")),
-            (format!("{OFFER}{name}"), None),
+            // Those of others stay for a while: who has begun to fetch one ends with it, and hears then where the volume is.
+            (offer_name(name, to), None),
             (format!("{HOME}{name}"), None),
             (format!("{REPLICATE}{name}"), None),
         ];
@@ -281,12 +288,12 @@ impl Node {
         let note = format!("given to {}", self.cluster.moves.name_of(to));
         let given_up = self.volumes.give_up(volume, frozen, at_ms, &note, further).map_err(volume_error)?;
         if given_up.is_none() {
-            self.forget_offer(name.as_str(), Some(frozen))?;
+            self.forget_offer(offer_name(name, to), Some(frozen))?;
             return Ok(None);
         }
         schedules.removed(volume.id());
         drop(schedules);
-        self.cluster.moves.offer(name, None);
+        self.cluster.moves.offer(name, to, None);
         self.cluster.moves.give(name, Some((to, content)));
         // The tree is kept by the record; where this fails, the disk stays, which takes room for its journal only.
         if let Err(error) = self.volumes.forget_frozen(frozen) {

@@ -23,8 +23,8 @@ pub(crate) struct Member {
 #[derive(Debug, Default)]
 struct Known {
     members: BTreeMap<EndpointId, Member>,
-    /// Snapshots that one member may fetch, by volume.
-    offered: BTreeMap<Name, (EndpointId, ContentRecord)>,
+    /// Snapshots of a volume that a member may fetch.
+    offered: BTreeMap<(Name, EndpointId), ContentRecord>,
     given: BTreeMap<Name, (EndpointId, ContentRecord)>,
     /// Who has the snapshots that come here.
     sources: BTreeMap<SnapshotId, EndpointId>,
@@ -57,7 +57,8 @@ impl Moves {
             known.members.insert(record.endpoint, Member { name, endpoint: record.endpoint, addresses });
         }
         for (volume, record) in OfferRecord::read_all(store, OFFER)? {
-            known.offered.extend(name(&volume).zip(record.content.map(|content| (record.to, content))));
+            let place = volume.split_once('/').and_then(|(volume, _)| Some((name(volume)?, record.to)));
+            known.offered.extend(place.zip(record.content));
         }
         for (volume, record) in GivenRecord::read_all(store, GIVEN)?.into_iter().filter(|(_, given)| !given.settled) {
             known.given.extend(name(&volume).zip(record.content.map(|content| (record.to, content))));
@@ -106,11 +107,11 @@ impl Moves {
         }
     }
 
-    pub(super) fn offer(&self, volume: &Name, offer: Option<(EndpointId, ContentRecord)>) {
-        let mut known = self.change();
-        match offer {
-            Some(offer) => drop(known.offered.insert(volume.clone(), offer)),
-            None => drop(known.offered.remove(volume)),
+    pub(super) fn offer(&self, volume: &Name, to: EndpointId, content: Option<ContentRecord>) {
+        let (mut known, place) = (self.change(), (volume.clone(), to));
+        match content {
+            Some(content) => drop(known.offered.insert(place, content)),
+            None => drop(known.offered.remove(&place)),
         }
     }
 
@@ -146,8 +147,9 @@ impl Moves {
     pub(crate) fn serve(&self, endpoint: EndpointId, snapshot: SnapshotId) -> Option<Served> {
         let known = self.known();
         known.members.get(&endpoint)?;
-        let mut all = known.offered.values().chain(known.given.values());
-        let (_, content) = all.find(|(to, content)| *to == endpoint && content.snapshot == snapshot)?;
+        let offered = known.offered.iter().map(|((_, to), content)| (to, content));
+        let mut all = offered.chain(known.given.values().map(|(to, content)| (to, content)));
+        let (_, content) = all.find(|(to, content)| **to == endpoint && content.snapshot == snapshot)?;
         Some(Served { domains: content.domains(), upstream: vec![content.origin.map(Origin::from)] })
     }
 }

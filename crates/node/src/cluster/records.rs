@@ -1,6 +1,5 @@
-//! What is kept of members and moves, as records of the store: `cluster/NAME`, `home/VOLUME`, `offer/VOLUME`, `given/VOLUME`,
-//! `taking/VOLUME`,
-//! `replicate/VOLUME`, `replica/VOLUME`, `witness/VOLUME`.
+//! What is kept of members and moves, as records of the store: `cluster/NAME`, `home/VOLUME`, `offer/VOLUME/MEMBER`, `given/VOLUME`,
+//! `taking/VOLUME`, `replicate/VOLUME`, `replica/VOLUME`, `witness/VOLUME`.
 
 use std::collections::BTreeMap;
 
@@ -21,6 +20,11 @@ pub(crate) const TAKING: &str = "taking/";
 pub(crate) const REPLICATE: &str = "replicate/";
 pub(crate) const REPLICA: &str = "replica/";
 pub(crate) const WITNESS: &str = "witness/";
+
+/// The name of the record of a volume's snapshot for a member.
+pub(crate) fn offer_name(volume: &Name, to: EndpointId) -> String {
+    format!("{OFFER}{volume}/{to}")
+}
 
 /// A member of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]

@@ -114,7 +114,9 @@ impl Kept {
         // What it has in its journal is known to the store afterwards, and need not come once more.
         let (sealing, copy) = (Arc::clone(&node), self.record().copy);
         if let Some(volume) = copy.and_then(|copy| node.volumes.get(&copy)) {
-            sealing.seal_replica(&volume).await?;
+            // To its end, also where nobody waits for it any more.
+            let sealed = tokio::spawn(async move { sealing.seal_replica(&volume).await }).await;
+            sealed.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a worker failed: {error}")))??;
         }
         node.fetch_rounds(&self.volume, &self.home()?, &Arc::new(Progress::default())).await
     }

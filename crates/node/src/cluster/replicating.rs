@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use types::{EndpointId, Name};
 use volume::{Observer, Volume};
 
-use super::records::{GIVEN, GivenRecord, HOME, OFFER, REPLICATE, ReplicateRecord, StandingRecord};
+use super::records::{GIVEN, GivenRecord, HOME, REPLICATE, ReplicateRecord, StandingRecord, offer_name};
 use crate::api::{self, ApiError, ErrorCode};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
@@ -150,8 +150,8 @@ impl MirrorHost for MirrorOf {
                 let mut changes = vec![record.change(key)];
                 if current {
                     // What it was made of is not asked for any more.
-                    node.cluster.moves.offer(&volume, None);
-                    changes.push((format!("{OFFER}{volume}"), None));
+                    node.cluster.moves.offer(&volume, record.to, None);
+                    changes.push((offer_name(&volume, record.to), None));
                 }
                 node.store.roots().apply(changes).map_err(store_error)
             };
@@ -448,7 +448,6 @@ impl Node {
                 given.change(format!("{GIVEN}{name}")),
                 (format!("{REPLICATE}{name}"), None),
                 (format!("{HOME}{name}"), None),
-                (format!("{OFFER}{name}"), None),
             ];
             // Its schedule goes on where it is now.
             let mut schedules = node.schedules.change();
@@ -457,7 +456,6 @@ impl Node {
             node.store.roots().apply(changes).map_err(store_error)?;
             id.into_iter().for_each(|id| schedules.removed(id));
             drop(schedules);
-            node.cluster.moves.offer(&name, None);
             tracing::warn!(volume = %name, %to, "another member has taken a volume over; see: brant volume list --deleted");
             Ok(())
         })

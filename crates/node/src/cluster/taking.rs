@@ -115,11 +115,7 @@ impl Node {
         // What is fetched is kept until the volume refers to it.
         let _hold = self.store.hold();
         let mut wait = AGAIN[0];
-        while self.volumes.get(name).is_none() {
-            let error = match self.take_once(name, &progress).await {
-                Ok(()) => break,
-                Err(error) => error,
-            };
+        while let Err(error) = self.take_or_go_on(name, &progress).await {
             if !matches!(error.code, ErrorCode::Unreachable | ErrorCode::Conflict) {
                 return Err(error);
             }
@@ -133,6 +129,22 @@ impl Node {
         let volume = self.find_volume(name)?;
         self.finish_arrival(&volume, &progress).await?;
         Ok(format!("{name} is here"))
+    }
+
+    async fn take_or_go_on(self: &Arc<Self>, name: &Name, progress: &Arc<Progress>) -> Result<(), ApiError> {
+        if self.volumes.get(name).is_none() {
+            return self.take_once(name, progress).await;
+        }
+        // Where it was made of what was given, and the node stopped before what was set for it was, that is asked for again.
+        let arriving = self.home_record(name)?.and_then(|home| home.arriving);
+        match arriving.and_then(|arriving| self.cluster.moves.member(arriving.from)) {
+            Some(from) if self.means_to_take(name)? => match self.receive(name, &from, true).await {
+                // Who gave it has forgotten it: it is what it is.
+                Err(error) if error.code == ErrorCode::NotFound => Ok(()),
+                outcome => outcome,
+            },
+            _ => Ok(()),
+        }
     }
 
     async fn take_once(self: &Arc<Self>, name: &Name, progress: &Arc<Progress>) -> Result<(), ApiError> {
@@ -276,7 +288,7 @@ impl Node {
         self.cluster.moves.give(name, None);
         self.settle_in(&volume, given.settings)?;
         self.store.roots().apply(vec![(format!("{TAKING}{name}"), None)]).map_err(store_error)?;
-        if let Some(record) = replicate {
+        if let Some(record) = replicate.filter(|_| self.cluster.mirrors.mirror(name).is_none()) {
             self.begin_mirror(&volume, record);
         }
         Ok(volume)

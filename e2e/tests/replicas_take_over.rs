@@ -419,3 +419,19 @@ fn two_members_fetch_a_volume_at_once() -> Result<()> {
     ensure!(read_disk(&attach(&members.b, "vm")?)?.0 == disk.0);
     Ok(())
 }
+
+#[test]
+fn a_volume_is_not_given_up_for_another_one_of_its_name() -> Result<()> {
+    let members = Members::new()?;
+    for member in [&members.a, &members.b] {
+        member.brant(&["volume", "create", "vm", "--size", "16MiB"])?;
+    }
+    members.a.brant(&["volume", "replicate", "vm", "b"])?;
+    wait::until("the member has refused it", || {
+        Ok(members.a.log().contains("a volume vm is here already, which is another one").then_some(()))
+    })?;
+    let uri = attach(&members.a, "vm")?;
+    write_disk(&uri, 0, &[1; 4096])?;
+    ensure!(has(&members.a, "vm")? && has(&members.b, "vm")? && state(&members.a, "vm")? != "current");
+    Ok(())
+}

@@ -12,6 +12,7 @@
 //! [`Members`]. The protocol is described in `docs/protocol.md`.
 
 mod copying;
+mod epoch;
 mod frame;
 mod line;
 pub mod message;
@@ -23,6 +24,7 @@ mod service;
 mod table;
 
 pub use copying::{Position, Replica};
+pub use epoch::{first_epoch, of_one_volume, supersedes};
 pub use frame::{
     FrameError, MAX_PAYLOAD_BYTES, Operation, Outcome, REPLY_BYTES, REQUEST_BYTES, ReplyFrame, RequestFrame,
 };

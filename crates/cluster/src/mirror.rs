@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use types::{EndpointId, Name};
 use volume::{Change, DeviceError, Durability, Observer};
 
+use crate::epoch::supersedes;
 use crate::frame::{FrameError, Operation, Outcome, REPLY_BYTES, ReplyFrame};
 use crate::line::Line;
 use crate::message::{self, MessageError, Refusal, Reply, Settings, Terms};
@@ -45,7 +46,7 @@ const AGAIN: [Duration; 2] = [Duration::from_millis(50), Duration::from_secs(2)]
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A member that is connected and makes none of the changes that it was told of for so long counts as away: its disk hangs.
-const STALLED: Duration = Duration::from_secs(30);
+const STALLED: Duration = Duration::from_mins(2);
 
 /// What a mirror needs of its node.
 pub trait MirrorHost: Send + Sync + Debug {
@@ -309,7 +310,7 @@ impl Mirror {
                 self.begin_anew(host, &mut *send, &mut *receive).await?;
                 None
             }
-            Reply::Elsewhere { home, epoch: later } if later > epoch => {
+            Reply::Elsewhere { home, epoch: later } if supersedes(later, epoch) => {
                 return Err(MirrorError::Superseded { home, epoch: later });
             }
             other => return Err(failed(other)),

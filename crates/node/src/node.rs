@@ -231,7 +231,9 @@ impl Node {
                 TaskKind::Scrub => self.resume_scrub(task),
                 // A seal begins anew below, from the record of its version.
                 TaskKind::Import | TaskKind::Materialize | TaskKind::Seal | TaskKind::Take => {
-                    self.tasks.interrupted(task).await?
+                    if let Err(error) = self.tasks.interrupted(task).await {
+                        tracing::warn!(%error, "that a task has ended could not be recorded");
+                    }
                 }
             }
         }
@@ -244,7 +246,9 @@ impl Node {
             }
         }
         for bucket in self.buckets.list() {
-            self.index_bucket(&bucket).await?;
+            if let Err(error) = self.index_bucket(&bucket).await {
+                tracing::warn!(%error, bucket = %bucket.name(), "what there is of a bucket cannot be listed yet");
+            }
             self.start_exchanging(&bucket);
         }
         self.spawn_caretaker();

@@ -41,18 +41,18 @@ impl Unsealed {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has a version wait that could not be sealed.
-    fn postpone(&self, place: Place, now: Instant) {
-        let mut waits = self.lock();
-        let length = waits.get(&place).map_or(SHORTEST_WAIT, |wait| (wait.length * 2).min(LONGEST_WAIT));
-        waits.insert(place, Wait { until: now + length, length });
+    /// Has a version wait that could not be sealed, longer than it has waited before.
+    fn postpone(&self, place: Place, waited: Option<Duration>, now: Instant) {
+        let length = waited.map_or(SHORTEST_WAIT, |waited| (waited * 2).min(LONGEST_WAIT));
+        self.lock().insert(place, Wait { until: now + length, length });
     }
 
-    fn forget(&self, place: &Place) {
-        self.lock().remove(place);
+    /// Has a version wait no more, and says how long it has.
+    fn take(&self, place: &Place) -> Option<Duration> {
+        self.lock().remove(place).map(|wait| wait.length)
     }
 
-    /// The versions that have waited long enough. They wait on unless somebody says otherwise.
+    /// The versions that have waited long enough.
     fn due(&self, now: Instant) -> Vec<Place> {
         self.lock().iter().filter(|(_, wait)| wait.until <= now).map(|(place, _)| place.clone()).collect()
     }
@@ -67,22 +67,27 @@ impl Node {
         version: u64,
     ) -> Result<(), ApiError> {
         let place = (bucket.id, object.clone(), version);
-        let started = self.try_sealing(bucket, place.clone()).await;
+        let waited = self.unsealed.take(&place);
+        let started = self.try_sealing(bucket, place.clone(), waited).await;
         if started.is_err() {
-            self.unsealed.postpone(place, Instant::now());
+            self.unsealed.postpone(place, waited, Instant::now());
         }
         started
     }
 
-    async fn try_sealing(self: &Arc<Self>, bucket: &Arc<BucketState>, place: Place) -> Result<(), ApiError> {
+    async fn try_sealing(
+        self: &Arc<Self>,
+        bucket: &Arc<BucketState>,
+        place: Place,
+        waited: Option<Duration>,
+    ) -> Result<(), ApiError> {
         self.index_bucket(bucket).await?;
         let subject = format!("{}/{}@{}", bucket.name(), place.1, place.2);
         let (node, bucket) = (Arc::clone(self), Arc::clone(bucket));
         let work = |progress| async move {
             let outcome = node.seal(&bucket, &place.1, place.2, &progress).await;
-            match &outcome {
-                Err(error) if error.code != ErrorCode::Cancelled => node.unsealed.postpone(place, Instant::now()),
-                _ => node.unsealed.forget(&place),
+            if outcome.as_ref().is_err_and(|error| error.code != ErrorCode::Cancelled) {
+                node.unsealed.postpone(place, waited, Instant::now());
             }
             outcome
         };
@@ -96,7 +101,7 @@ impl Node {
             let bucket = self.buckets.list().into_iter().find(|bucket| bucket.id == *id);
             let record = self.versions.find(*id, object, *version).filter(|record| record.snapshot.is_none());
             let (Some(bucket), Some(_)) = (bucket, record) else {
-                self.unsealed.forget(&place);
+                self.unsealed.take(&place);
                 continue;
             };
             if self.is_sealing(&bucket, object, *version) {
@@ -257,7 +262,8 @@ mod tests {
         let mut now = Instant::now();
         let mut waited = Vec::new();
         for _ in 0..12 {
-            unsealed.postpone(place.clone(), now);
+            let before = unsealed.take(&place);
+            unsealed.postpone(place.clone(), before, now);
             let length = unsealed.lock()[&place].length;
             assert_eq!(unsealed.due(now + length - Duration::from_nanos(1)), []);
             now += length;
@@ -265,8 +271,8 @@ mod tests {
             waited.push(length.as_secs());
         }
         assert_eq!((waited[..3].to_vec(), waited[11]), (vec![10, 20, 40], 3600));
-        unsealed.forget(&place);
-        unsealed.postpone(place.clone(), now);
+        unsealed.take(&place);
+        unsealed.postpone(place.clone(), None, now);
         assert_eq!(unsealed.lock()[&place].length, SHORTEST_WAIT);
     }
 }

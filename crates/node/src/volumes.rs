@@ -71,6 +71,7 @@ impl Node {
         self.check_detached(name.as_str())?;
         self.check_not_replicated(name, "removed")?;
         self.forget_arrival(name).await?;
+        self.forget_taking(name).await?;
         let shown = self.show_volume(&volume);
         let (node, name) = (Arc::clone(self), name.clone());
         blocking(move || match now {

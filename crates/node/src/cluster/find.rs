@@ -21,7 +21,7 @@ const ANSWER: Duration = Duration::from_secs(3);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Location {
     /// At a member.
-    At { home: Member, size_bytes: u64 },
+    At { home: Member, size_bytes: u64, epoch: u64 },
     /// It was given to this node, which has not yet begun with it.
     Mine { from: Member },
     /// All members have answered, and none has it.
@@ -61,8 +61,22 @@ impl Node {
         if here.len() > 1 {
             tracing::error!(%volume, "several members have a volume of this name: the one that was given latest counts");
         }
-        if let Some((_, home, size_bytes)) = here.pop() {
-            return Location::At { home, size_bytes };
+        let latest = elsewhere.iter().max_by_key(|(epoch, ..)| *epoch).map(|(epoch, home, _)| (*epoch, *home));
+        if let Some((epoch, home, size_bytes)) = here.pop() {
+            // Whoever has it later does not answer: this one may not have heard of it.
+            return match latest.filter(|(later, _)| *later > epoch).map(|(_, later)| self.cluster.moves.name_of(later))
+            {
+                Some(later) if silent.contains(&later) => {
+                    Location::Unknown(format!("it is at {later}, which does not answer"))
+                }
+                _ => Location::At { home, size_bytes, epoch },
+            };
+        }
+        // Who has it last tells of an earlier move only: it is on its way there.
+        if let Some((_, home)) = latest
+            && elsewhere.iter().any(|(_, _, from)| from.as_ref().is_some_and(|from| from.endpoint == home))
+        {
+            return Location::Unknown(format!("it is about to arrive at {}", self.cluster.moves.name_of(home)));
         }
         match elsewhere.into_iter().max_by_key(|(epoch, ..)| *epoch) {
             Some((_, home, Some(from))) if home == self.swarm.endpoint() => Location::Mine { from },
@@ -107,7 +121,7 @@ impl Location {
     pub(super) fn home(self, volume: &Name) -> Result<(Member, u64), ApiError> {
         let message = format!("there is no volume {volume} at this node");
         match self {
-            Location::At { home, size_bytes } => Ok((home, size_bytes)),
+            Location::At { home, size_bytes, .. } => Ok((home, size_bytes)),
             Location::Mine { .. } => {
                 // It is not gone.
                 Err(ApiError::new(ErrorCode::Conflict, format!("{volume} is about to arrive here"))

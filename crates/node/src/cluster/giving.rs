@@ -9,7 +9,9 @@ use types::{EndpointId, FrozenId, Name, Progress};
 use volume::{TreeBase, Volume};
 
 use super::find::Location;
-use super::records::{ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord, REPLICATE, offer_name};
+use super::records::{
+    ContentRecord, GIVEN, GivenRecord, HOME, HomeRecord, OFFER, OfferRecord, REPLICATE, TAKING, offer_name,
+};
 use crate::api::{ApiError, ErrorCode, TaskKind};
 use crate::error::{blocking, not_found, store_error};
 use crate::node::Node;
@@ -61,6 +63,14 @@ impl Node {
             return Ok(None);
         }
         HomeRecord::read(&*self.store, format!("{HOME}{volume}")).map_err(|error| record_error(&error))
+    }
+
+    /// The epoch from which on whoever uses a volume has seen nothing that it lacks: of an earlier volume of the name, everything.
+    pub(super) fn since_of(&self, name: &Name) -> Result<Option<u64>, ApiError> {
+        if self.volumes.get(name).is_some_and(|volume| volume.born_ms().is_some()) {
+            return self.epoch_of(name).map(Some);
+        }
+        Ok(self.home_record(name)?.and_then(|home| home.since))
     }
 
     /// The record of a volume that was given away.
@@ -260,7 +270,7 @@ impl Node {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is attached again")));
         }
         let epoch = self.epoch_of(name)? + 1;
-        let since = self.home_record(name)?.and_then(|home| home.since);
+        let since = self.since_of(name)?;
         let (labels, protection) = (self.labels.of(volume.id()), self.settings_of(volume).protection);
         let mut schedules = self.schedules.change();
         let (schedule, at_ms) = (schedules.of(volume.id()), now_ms());
@@ -280,6 +290,7 @@ impl Node {
             given.change(format!("{GIVEN}{name}")),
             // Those of others stay for a while: who has begun to fetch one ends with it, and hears then where the volume is.
             (offer_name(name, to), None),
+            (format!("{TAKING}{name}"), None),
             (format!("{HOME}{name}"), None),
             (format!("{REPLICATE}{name}"), None),
         ];

@@ -44,7 +44,7 @@ impl Home for NodeHome {
         let node = self.node()?;
         let device = node.find_volume(volume).map_err(refusal)?;
         let epoch = node.epoch_of(volume).map_err(refusal)?;
-        let since = node.home_record(volume).map_err(refusal)?.and_then(|home| home.since);
+        let since = node.since_of(volume).map_err(refusal)?;
         Ok(Opened { device, epoch, since: since.unwrap_or(0) })
     }
 

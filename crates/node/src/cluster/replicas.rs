@@ -264,17 +264,19 @@ impl Node {
         let Asked { volume: name, epoch, terms } = asked;
         if self.volumes.get(&name).is_some() {
             let mine = self.epoch_of(&name).map_err(refused)?;
-            if mine > epoch {
+            if cluster::supersedes(mine, epoch) {
                 return Err(Reply::Elsewhere { home: self.swarm.endpoint(), epoch: mine });
             }
-            if mine == epoch || !self.is_replicated_to(&name, member) {
+            if !cluster::supersedes(epoch, mine) || !self.is_replicated_to(&name, member) {
                 let message = format!("a volume {name} is here already, which is another one");
                 return Err(refused(ApiError::new(ErrorCode::Conflict, message)));
             }
             // It was taken over while this node was away.
             self.step_down(&name, member, epoch).await.map_err(refused)?;
         }
-        if let Some(given) = self.given_record(&name).map_err(refused)?.filter(|given| given.epoch > epoch) {
+        if let Some(given) =
+            self.given_record(&name).map_err(refused)?.filter(|given| cluster::supersedes(given.epoch, epoch))
+        {
             return Err(Reply::Elsewhere { home: given.to, epoch: given.epoch });
         }
         if self.tasks.find_running(TaskKind::Take, name.as_str()).is_some() {
@@ -301,10 +303,13 @@ impl Node {
         };
         let record = kept.record();
         let same = record.home == member && record.epoch == wanted.epoch;
-        if wanted.epoch < record.epoch {
+        if cluster::supersedes(record.epoch, wanted.epoch) {
             return Ok(Err((record.home, record.epoch)));
         }
-        if wanted.epoch == record.epoch && !same {
+        // A home that has made it anew lets go of what it had before.
+        let is_later =
+            cluster::supersedes(wanted.epoch, record.epoch) || (record.home == member && wanted.epoch > record.epoch);
+        if !is_later && !same {
             let home = self.cluster.moves.name_of(record.home);
             let message = format!("a replica of another volume {name} is kept here, which is at {home}");
             return Err(ApiError::new(ErrorCode::Conflict, message));
@@ -339,7 +344,9 @@ impl Node {
         let here = if is_here { Some((self.swarm.endpoint(), self.epoch_of(name)?)) } else { None };
         let given = self.given_record(name)?.map(|given| (given.to, given.epoch));
         let latest = here.into_iter().chain(given).max_by_key(|(_, epoch)| *epoch);
-        Ok(latest.filter(|(_, later)| *later > epoch).map(|(home, epoch)| Reply::Elsewhere { home, epoch }))
+        Ok(latest
+            .filter(|(_, later)| cluster::supersedes(*later, epoch))
+            .map(|(home, epoch)| Reply::Elsewhere { home, epoch }))
     }
 
     /// Records that a replica is left behind, as its home says; or says who the home is by now. Blocks.

@@ -116,7 +116,7 @@ impl MirrorOf {
         let mine = self.epoch()?;
         match node.ask_witness(witness, &self.volume, mine, self.to, testimony).await {
             Ok(Reply::Settled) => Ok(()),
-            Ok(Reply::Elsewhere { home, epoch }) if epoch > mine => {
+            Ok(Reply::Elsewhere { home, epoch }) if cluster::supersedes(epoch, mine) => {
                 self.superseded(home, epoch).await;
                 Err("another member has taken the volume over".to_owned())
             }
@@ -191,11 +191,10 @@ impl MirrorHost for MirrorOf {
 }
 
 impl Node {
-    /// The epoch of a volume that is here: it grows each time the volume is given or taken over. It begins with the time at which the volume
-    /// was made, so that what is remembered anywhere of an earlier volume of the name is never later.
+    /// The epoch of a volume that is here ([`cluster::first_epoch`]).
     pub(super) fn epoch_of(&self, name: &Name) -> Result<u64, ApiError> {
         if let Some(born_ms) = self.volumes.get(name).and_then(|volume| volume.born_ms()) {
-            return Ok(born_ms);
+            return Ok(cluster::first_epoch(born_ms));
         }
         Ok(self.home_record(name)?.map_or(0, |home| home.epoch))
     }
@@ -347,8 +346,12 @@ impl Node {
         };
         let request = Request::Dismiss { volume: name.clone(), epoch: self.epoch_of(name)? };
         if let Err(error) = self.tell_replica(name, &kept, request).await
-            && !force
+            // Where it was taken over, nobody may insist.
+            && (!force || error.code == ErrorCode::Conflict)
         {
+            if error.code == ErrorCode::Conflict {
+                return Err(error);
+            }
             return Err(error.hint(format!(
                 "see that it can be reached; or, if nobody will ever promote what it has: brant volume replicate {name} --stop --force"
             )));
@@ -369,7 +372,7 @@ impl Node {
         let error = match reply {
             Ok(Reply::Settled) => return Ok(()),
             // It was taken over meanwhile: nothing may be answered without it.
-            Ok(Reply::Elsewhere { home, epoch }) if epoch > self.epoch_of(name)? => {
+            Ok(Reply::Elsewhere { home, epoch }) if cluster::supersedes(epoch, self.epoch_of(name)?) => {
                 self.step_down(name, home, epoch).await?;
                 let home = self.cluster.moves.name_of(home);
                 return Err(ApiError::new(ErrorCode::Conflict, format!("{home} has taken {name} over"))
@@ -392,7 +395,15 @@ impl Node {
 
     /// Leaves the replica of a volume behind, as its home is about to change: who becomes the home makes it anew.
     pub(super) async fn leave_replica(self: &Arc<Self>, name: &Name) -> Result<Option<ReplicateRecord>, ApiError> {
-        let Some(kept) = self.cluster.mirrors.get(name) else { return Ok(None) };
+        let Some(kept) = self.cluster.mirrors.get(name) else {
+            let damaged = |error| ApiError::from_error(ErrorCode::Damaged, &error);
+            return match ReplicateRecord::read(&*self.store, format!("{REPLICATE}{name}")).map_err(damaged)? {
+                None => Ok(None),
+                Some(_) => {
+                    Err(ApiError::new(ErrorCode::Conflict, format!("{name} is being let go, as it was taken over")))
+                }
+            };
+        };
         let request = Request::Outdate { volume: name.clone(), epoch: self.epoch_of(name)? };
         self.tell_replica(name, &kept, request).await.map_err(|error| {
             error.hint(format!(
@@ -422,8 +433,8 @@ impl Node {
         if home == self.swarm.endpoint() {
             return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is said to be here, and is")));
         }
-        if epoch <= self.epoch_of(name)? {
-            return Err(ApiError::new(ErrorCode::Conflict, format!("{name} is in a later epoch here")));
+        if !cluster::supersedes(epoch, self.epoch_of(name)?) {
+            return Err(ApiError::new(ErrorCode::Conflict, format!("{name} here is later, or another volume")));
         }
         let Some(kept) = self.cluster.mirrors.remove(name) else { return Ok(()) };
         // Whoever uses it here must not go on with a disk that may have been changed elsewhere.

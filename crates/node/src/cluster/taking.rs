@@ -95,8 +95,7 @@ impl Node {
     async fn go_on_taking(self: &Arc<Self>, name: &Name) -> Result<(), ApiError> {
         let is_here = self.volumes.get(name).is_some();
         if !is_here && matches!(self.locate(name).await, Location::At { .. } | Location::Nowhere) {
-            let (node, key) = (Arc::clone(self), format!("{TAKING}{name}"));
-            return blocking(move || node.store.roots().apply(vec![(key, None)]).map_err(store_error)).await;
+            return self.forget_taking(name).await;
         }
         let (node, taking) = (Arc::clone(self), name.clone());
         let work = |progress| async move { node.take(&taking, progress).await };
@@ -127,6 +126,12 @@ impl Node {
             wait = (wait * 2).min(AGAIN[1]);
         }
         let volume = self.find_volume(name)?;
+        if volume.born_ms().is_some() && self.means_to_take(name)? {
+            self.forget_taking(name).await?;
+            let message = format!("a volume {name} was made here while another one of that name was taken");
+            return Err(ApiError::new(ErrorCode::Conflict, message)
+                .hint("give it another name, or remove it, and take the other"));
+        }
         self.finish_arrival(&volume, &progress).await?;
         Ok(format!("{name} is here"))
     }
@@ -140,7 +145,7 @@ impl Node {
         match arriving.and_then(|arriving| self.cluster.moves.member(arriving.from)) {
             Some(from) if self.means_to_take(name)? => match self.receive(name, &from, true).await {
                 // Who gave it has forgotten it: it is what it is.
-                Err(error) if error.code == ErrorCode::NotFound => Ok(()),
+                Err(error) if error.code == ErrorCode::NotFound => self.forget_taking(name).await,
                 outcome => outcome,
             },
             _ => Ok(()),
@@ -151,6 +156,12 @@ impl Node {
         let (from, decided) = match self.locate(name).await {
             Location::Mine { from } => (from, true),
             location => {
+                if let Location::At { epoch, .. } = &location
+                    && let Some(kept) = self.cluster.replicas.get(name).filter(|kept| kept.record().epoch > *epoch)
+                {
+                    // Before it is given: what is kept here is let go when it has come.
+                    return Err(self.is_kept_later(name, kept.record().home));
+                }
                 let (home, _) = location.home(name)?;
                 self.begin_taking(name, home.endpoint).await?;
                 self.fetch_rounds(name, &home, progress).await?;
@@ -163,9 +174,27 @@ impl Node {
         receiving.await.map_err(|error| ApiError::new(ErrorCode::Internal, format!("a worker failed: {error}")))?
     }
 
+    /// What is at a member is not what would be lost here for it.
+    fn is_kept_later(&self, name: &Name, home: EndpointId) -> ApiError {
+        let home = self.cluster.moves.name_of(home);
+        let message = format!("a replica is kept here of {name} as it was at {home} later");
+        let hint =
+            format!("brant volume promote {name}; or, if nobody needs it: brant volume replicas --remove {name}");
+        ApiError::new(ErrorCode::Invalid, message).hint(hint)
+    }
+
     async fn begin_taking(self: &Arc<Self>, name: &Name, from: EndpointId) -> Result<(), ApiError> {
         let (node, key) = (Arc::clone(self), format!("{TAKING}{name}"));
         blocking(move || TakingRecord { from }.write(&*node.store, key).map_err(store_error)).await
+    }
+
+    /// Records that a volume is not meant to be taken any more.
+    pub(crate) async fn forget_taking(self: &Arc<Self>, name: &Name) -> Result<(), ApiError> {
+        if !self.means_to_take(name)? {
+            return Ok(());
+        }
+        let (node, key) = (Arc::clone(self), format!("{TAKING}{name}"));
+        blocking(move || node.store.roots().apply(vec![(key, None)]).map_err(store_error)).await
     }
 
     /// Fetches what the volume is, and what it has become meanwhile, until that is little.
@@ -256,11 +285,8 @@ impl Node {
 
     /// Makes a volume of what was given. Blocks.
     fn adopt(self: &Arc<Self>, name: &Name, from: EndpointId, given: Given) -> Result<Arc<Volume>, ApiError> {
-        if let Some((home, epoch)) = self.last_known(name).filter(|(_, epoch)| *epoch >= given.epoch) {
-            // What is known here to be later must not be lost for it.
-            let (from, home) = (self.cluster.moves.name_of(from), self.cluster.moves.name_of(home));
-            let message = format!("{from} gives {name} as it was; it has been at {home} since (epoch {epoch})");
-            return Err(ApiError::new(ErrorCode::Conflict, message));
+        if let Some(kept) = self.cluster.replicas.get(name).filter(|kept| kept.record().epoch >= given.epoch) {
+            return Err(self.is_kept_later(name, kept.record().home));
         }
         let base = self.arriving_base(name, &given.content)?;
         let origin = given.origin.map(|place| OriginRecord { snapshot: place.snapshot, disk: place.disk });
@@ -275,7 +301,6 @@ impl Node {
             ReplicateRecord::new(to, terms, false)
         });
         further.extend(replicate.map(|record| record.change(format!("{REPLICATE}{name}"))));
-        self.drop_replica(name)?;
         let volume = match self.volumes.get(name) {
             // It was begun with before. Anything else of the name has come in between.
             Some(volume) if self.is_arriving(name, snapshot)? => volume,
@@ -283,7 +308,10 @@ impl Node {
                 let message = format!("a volume {name} was made here while another one of that name was taken");
                 return Err(ApiError::new(ErrorCode::Conflict, message).hint("remove it, or give it another name"));
             }
-            None => self.volumes.adopt(name, base, further).map_err(volume_error)?,
+            None => {
+                self.drop_replica(name)?;
+                self.volumes.adopt(name, base, further).map_err(volume_error)?
+            }
         };
         self.cluster.moves.give(name, None);
         self.settle_in(&volume, given.settings)?;

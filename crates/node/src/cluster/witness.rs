@@ -60,9 +60,15 @@ fn judge(
         Err(ApiError::new(ErrorCode::Conflict, message)
             .hint("what was written last may be lost: --accept-loss takes that"))
     };
-    if let Some(known) = known.filter(|known| known.epoch > epoch) {
+    if let Some(known) = known.filter(|known| cluster::supersedes(known.epoch, epoch)) {
         return Ok(Verdict::Elsewhere(known.home, known.epoch));
     }
+    if known.is_some_and(|known| known.epoch > epoch) {
+        return Err(ApiError::new(ErrorCode::Conflict, format!("the witness knows a later volume {volume}"))
+            .hint("two members have a volume of this name: see brant volume list at each"));
+    }
+    // Of an earlier volume of the name nothing counts.
+    let known = known.filter(|known| cluster::of_one_volume(known.epoch, epoch));
     if known.is_some_and(|known| known.epoch == epoch && known.home != member) {
         return Err(ApiError::new(ErrorCode::Conflict, format!("the witness knows another volume {volume}"))
             .hint("two members have a volume of this name: see brant volume list at each"));
@@ -129,5 +135,10 @@ mod tests {
         let mut known = None;
         assert_eq!(said(&mut known, A, 0, Testimony::Current), Ok(true));
         assert_eq!(said(&mut known, EndpointId([3; 32]), 0, Testimony::Current), Err(()));
+        // One that was made later is heard, and the earlier one is not any more, but nobody is told that it was taken over.
+        let later = cluster::first_epoch(1_790_000_000_000);
+        assert_eq!(said(&mut known, B, later + 1, Testimony::Claim), Err(()));
+        assert_eq!(said(&mut known, EndpointId([3; 32]), later, Testimony::Current), Ok(true));
+        assert_eq!(said(&mut known, A, 0, Testimony::Outdated), Err(()));
     }
 }

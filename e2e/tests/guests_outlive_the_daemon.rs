@@ -259,7 +259,7 @@ fn a_successor_that_fails_says_why_and_changes_nothing() -> Result<()> {
     successor("", "--bind 192.0.2.1:7071")?;
     load.goes_on()?;
     let why = failure(&node)?;
-    ensure!(why.contains("network"), "{why}");
+    ensure!(why.contains("could not listen at 192.0.2.1:7071"), "{why}");
     // It is killed by the first byte that it writes to a file, which it does before it serves.
     let said = successor("ulimit -f 0;", "--bind 127.0.0.1:0")?;
     ensure!(!said.contains("ready"), "{said}");
